@@ -1,0 +1,1 @@
+"""Command line of pixart. Importing it never imports torch."""

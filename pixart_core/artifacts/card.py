@@ -1,0 +1,134 @@
+"""`card.json`: what a folder holds, with which options it was made, and from which inputs."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from pixart_core import __version__
+from pixart_core.artifacts.publish import write_json
+from pixart_core.errors import UserError
+from pixart_core.recipe.schema import source_fields
+
+CARD = "card.json"
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """The card of an artifact. It is written last: a folder with a card is complete.
+
+    No times and no absolute paths of outputs, so that equal runs write equal cards.
+
+    Attributes:
+        kind: manifest, captions, features, encoders, checkpoint, samples, report, pipeline.
+        options: the resolved options of the command that made it.
+        inputs: name of each input and its fingerprint.
+        details: what a reader needs (counts, shapes, hashes of encoders, ...).
+    """
+
+    kind: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    pixart_version: str = __version__
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over kind, options, inputs and code version."""
+        return fingerprint(
+            {
+                "kind": self.kind,
+                "options": self.options,
+                "inputs": self.inputs,
+                "schema_version": self.schema_version,
+                "pixart_version": self.pixart_version,
+            }
+        )
+
+    def write(self, folder: Path) -> None:
+        """Publish this card in `folder`, which makes the artifact complete."""
+        write_json(folder / CARD, dataclasses.asdict(self) | {"fingerprint": self.fingerprint})
+
+    @classmethod
+    def read(cls, folder: Path, kind: str) -> Self:
+        """Read the card of `folder`.
+
+        Raises:
+            UserError: no folder, no card (not made by pixart, or unfinished), or another kind.
+        """
+        card = read_card(folder)
+        if card is None:
+            state = "has no card.json (unfinished, or not made by pixart)"
+            raise UserError(f"{folder} {state if folder.is_dir() else 'is not a folder'}; expected {kind}")
+        if card["kind"] != kind:
+            raise UserError(f"{folder} holds {card['kind']}, expected {kind}")
+        if card["schema_version"] > SCHEMA_VERSION:
+            raise UserError(
+                f"{folder} was made by a newer pixart ({card['pixart_version']}); upgrade to read it"
+            )
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in card.items() if name in fields})
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The raw card of `folder`, or None when there is none (or it is not readable as one)."""
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except (OSError, ValueError):
+        return None
+    return card if isinstance(card, dict) and "kind" in card and "fingerprint" in card else None
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprint_input(source: str | Path) -> str:
+    """Fingerprint an input: the card of an artifact, else names, sizes and times of its files.
+
+    A text that is no path (a hub id) is its own fingerprint.
+    """
+    path = Path(source)
+    card = read_card(path)
+    if card is not None:
+        return str(card["fingerprint"])
+    if path.is_file():
+        stat = path.stat()
+        return fingerprint([path.name, stat.st_size, stat.st_mtime_ns])
+    if path.is_dir():
+        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+        return fingerprint(
+            [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        )
+    return f"id:{source}"
+
+
+def card_for(kind: str, step: BaseModel, details: Mapping[str, Any]) -> Card:
+    """The card of what `step` made: its sources become fingerprints, everything else options.
+
+    Paths stay out of `options`, so that equal runs in different folders have equal cards.
+    """
+    options, sources = split_sources(step)
+    inputs = {field: fingerprint_input(source) for field, source in sources.items()}
+    return Card(kind=kind, options=options, inputs=inputs, details=details)
+
+
+def split_sources(step: BaseModel) -> tuple[dict[str, Any], dict[str, str]]:
+    """(options without sources, {field: source}) of a step whose `{step: NAME}` are resolved."""
+    options = step.model_dump(mode="json")
+    sources: dict[str, str] = {}
+    for field in source_fields(type(step)):
+        value = options.pop(field)
+        entries = value.items() if isinstance(value, dict) else [(None, value)]
+        for key, source in entries:
+            if source is not None:
+                sources[field if key is None else f"{field}.{key}"] = str(source)
+    return options, sources

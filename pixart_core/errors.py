@@ -1,0 +1,13 @@
+"""Errors that a person can act on.
+
+The command line turns `UserError` into one line and exit code 2 and any other
+`PixartError` into one line and exit code 1; everything else is a bug and keeps its traceback.
+"""
+
+
+class PixartError(Exception):
+    """A failure with a message written for the person who ran the command."""
+
+
+class UserError(PixartError, ValueError):
+    """A mistake in what the user gave: a path, an option, a recipe, a file's content."""

@@ -1,0 +1,354 @@
+"""One pydantic model a command: the only place where options and their defaults live.
+
+A recipe holds the same models as its steps, so a flag and a recipe key can never drift apart.
+"""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FromStep(Strict):
+    """The output folder of another step of the same recipe: `{step: stage1}`."""
+
+    step: str
+
+
+Source = Annotated[str | FromStep, Field(description="A path, a hub id, or {step: NAME}.")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ShapesStep(Strict):
+    """Generate a data set of coloured shapes with dense captions and exact ground truth."""
+
+    command: Literal["shapes"] = "shapes"
+    count: PositiveInt = Field(20_000, description="Training images.")
+    heldout: PositiveInt = Field(300, description="Held-out prompts (scenes never trained on), with images.")
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        ((64, 64),), min_length=1, description="(height, width) of the pictures in pixels, used in turn."
+    )
+    seed: NonNegativeInt = 0
+
+
+class AnalyticVae(Strict):
+    """An `AutoencoderKL` with set, not learned, weights: 2x2 mean down, bilinear up."""
+
+    kind: Literal["analytic"] = "analytic"
+    downsamplings: NonNegativeInt = Field(1, le=3)
+
+
+class TrainedVae(Strict):
+    """A small `AutoencoderKL` trained on the data itself; for experiments without a download."""
+
+    kind: Literal["trained"] = "trained"
+    block_out_channels: tuple[PositiveInt, ...] = (32, 64, 64)
+    latent_channels: PositiveInt = 4
+    image_size: PositiveInt = 64
+    train_steps: PositiveInt = 2000
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat = 1.0e-3
+    kl_weight: NonNegativeFloat = 1.0e-6
+
+
+class TinyT5(Strict):
+    """A frozen, randomly initialised T5 encoder with a word-level tokenizer of the captions."""
+
+    kind: Literal["tiny-t5"] = "tiny-t5"
+    width: PositiveInt = 64
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+
+
+class EncodersStep(Strict):
+    """Build small encoders on the spot, saved in the normal Hugging Face layout."""
+
+    command: Literal["encoders"] = "encoders"
+    data: Source
+    vae: Annotated[AnalyticVae | TrainedVae, Field(discriminator="kind")] | None = None
+    text_encoder: TinyT5 | None = None
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _something_to_build(self) -> Self:
+        if self.vae is None and self.text_encoder is None:
+            raise ValueError("give vae, text_encoder, or both")
+        return self
+
+
+class DataOptions(Strict):
+    """Which images are read, shared by `caption`, `extract-features` and the encoders."""
+
+    data: Source = Field(description="Folder, WebDataset tars, hf:ID[/split], or a manifest.")
+    limit: PositiveInt | None = Field(None, description="Read at most this many images.")
+    heldout_fraction: Fraction = Field(0.0, description="Share of the images kept out of training.")
+    heldout_keys: tuple[str, ...] = Field(
+        (), description="JSON fields whose combination is held out together, e.g. [concept, style]."
+    )
+    label_key: str | None = Field(None, description="JSON field that is the class label of stage 1.")
+    max_bad_fraction: Fraction = Field(0.05, description="Stop when more images than this are unusable.")
+
+
+class CaptionStep(DataOptions):
+    """Describe images densely with a vision-language model (paper 2.4)."""
+
+    command: Literal["caption"] = "caption"
+    captioner: str = Field(
+        "llava-hf/llava-1.5-7b-hf", description="Hub id or path of an image-text-to-text model."
+    )
+    prompt: str = "Describe this image and its style in a very detailed manner"
+    with_original_caption: bool = Field(
+        False, description="Put the original caption into the prompt (LAION)."
+    )
+    max_new_tokens: PositiveInt = 200
+    batch_size: PositiveInt = 8
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    device: str | None = None
+
+
+class ExtractFeaturesStep(DataOptions):
+    """Encode images (VAE moments) and captions (text tokens) into a feature store."""
+
+    command: Literal["extract-features"] = "extract-features"
+    captions: Source | None = Field(
+        None, description="Captions made by `pixart caption`; default: those of the data."
+    )
+    vae: Source = "stabilityai/sd-vae-ft-ema"
+    text_encoder: Source = "google/t5-v1_1-xxl"
+    resolution: PositiveInt = Field(512, description="Pixels; the square root of a bucket's area.")
+    aspect_buckets: Literal["square", "paper"] | tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        "square", description="square, the paper's 40, or a list of [height, width]."
+    )
+    max_tokens: PositiveInt = 120
+    storage: Literal["int8", "fp16", "fp32"] = "int8"
+    batch_size: PositiveInt = 32
+    shard_size: PositiveInt = Field(2048, description="Samples a shard.")
+    dtype: Literal["bf16", "fp32"] = Field(
+        "fp32", description="Compute type. fp16 overflows in T5, so it is not offered."
+    )
+    device: str | None = None
+
+
+class ModelOptions(Strict):
+    """A transformer to initialise; names as in diffusers. XL/2 is the default."""
+
+    conditioning: Literal["text", "class"] = "text"
+    num_layers: PositiveInt = 28
+    num_attention_heads: PositiveInt = 16
+    attention_head_dim: PositiveInt = 72
+    patch_size: PositiveInt = 2
+    sample_size: PositiveInt = Field(32, description="Side of the training latents.")
+    interpolation_scale: PositiveFloat = 1.0
+    use_additional_conditions: bool = Field(
+        False, description="Resolution and aspect-ratio embeddings (MS variant)."
+    )
+    learned_variance: bool = True
+
+
+class Positions(Strict):
+    """Change the resolution that a checkpoint is trained for (paper 2.2, stage 3)."""
+
+    sample_size: PositiveInt
+    interpolation_scale: PositiveFloat = 1.0
+    use_additional_conditions: bool | None = Field(None, description="None: as in the checkpoint.")
+
+
+class AdamWOptions(Strict):
+    """AdamW with the paper's weight decay and the released code's eps."""
+
+    kind: Literal["adamw"] = "adamw"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1.0e-10
+    weight_decay: NonNegativeFloat = 0.03
+
+
+class MuonOptions(Strict):
+    """Muon on the hidden weight matrices, AdamW on everything else."""
+
+    kind: Literal["muon"] = "muon"
+    momentum: Fraction = 0.95
+    weight_decay: NonNegativeFloat = 0.03
+    adamw_learning_rate: PositiveFloat | None = Field(None, description="None: learning_rate.")
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1.0e-10
+
+
+class TrainStep(Strict):
+    """Options of `pixart train`; also what a `command: train` step holds."""
+
+    command: Literal["train"] = "train"
+    features: Source
+    model: ModelOptions | None = Field(None, description="Initialise a new model (instead of `init`).")
+    init: Source | None = Field(None, description="Checkpoint or pipeline folder to start from.")
+    positions: Positions | None = Field(None, description="Change the resolution of `init`.")
+    max_train_steps: PositiveInt
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt
+    learning_rate: PositiveFloat = 2.0e-5
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    lr_warmup_steps: NonNegativeInt = 1000
+    lr_min_fraction: Fraction = Field(0.0, description="Where cosine ends, as a share of learning_rate.")
+    optimizer: Annotated[AdamWOptions | MuonOptions, Field(discriminator="kind")] = AdamWOptions()
+    max_grad_norm: PositiveFloat = 0.01
+    ema_decay: Fraction = 0.9999
+    caption_dropout: Fraction = 0.1
+    uncond: Literal["learned", "empty"] = Field(
+        "empty", description="Dropped captions become the learned embedding or the encoded empty caption."
+    )
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    seed: NonNegativeInt = 0
+    checkpointing_steps: PositiveInt = 1000
+    checkpoints_total_limit: PositiveInt = 2
+    log_every: PositiveInt = 20
+
+    @model_validator(mode="after")
+    def _start_and_batches_are_clear(self) -> Self:
+        if (self.model is None) == (self.init is None):
+            raise ValueError("give either model (train from scratch) or init (a checkpoint)")
+        if self.positions is not None and self.init is None:
+            raise ValueError("positions changes a checkpoint: it goes with init, not with model")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class ConvertStep(Strict):
+    """Turn one model format into another; DiT to PixArt is the paper's re-parameterisation."""
+
+    command: Literal["convert"] = "convert"
+    source: Source = Field(description="File or folder to convert.")
+    to: Literal["pixart", "diffusers", "official"]
+    timestep: NonNegativeInt = Field(500, le=999, description="Where DiT and PixArt agree (paper 2.3).")
+    class_condition: Literal["null", "none"] = Field(
+        "null", description="c in E(i): the null class (seen in training) or nothing (the paper's words)."
+    )
+    shared_mlp: Literal["mean", "first", "zero", "random"] = "mean"
+    caption_channels: PositiveInt = 4096
+    vae: Source | None = Field(None, description="With `to: diffusers`: the VAE of the pipeline.")
+    text_encoder: Source | None = Field(
+        None, description="With `to: diffusers`: the text encoder of the pipeline."
+    )
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    seed: NonNegativeInt = 0
+
+
+class SampleStep(Strict):
+    """Generate images."""
+
+    command: Literal["sample"] = "sample"
+    checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
+    prompts: tuple[str, ...] = ()
+    prompts_file: Source | None = Field(
+        None, description="Text file, or a manifest whose held-out prompts are used."
+    )
+    limit: PositiveInt | None = None
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (), description="(height, width) in pixels, used in turn; default: the checkpoint's."
+    )
+    num_inference_steps: PositiveInt = 20
+    guidance_scale: NonNegativeFloat = 4.5
+    negative_prompt: str = ""
+    scheduler: Literal["dpm-solver", "ddim"] = "dpm-solver"
+    images_per_prompt: PositiveInt = 1
+    batch_size: PositiveInt = 32
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str | None = None
+    seed: NonNegativeInt = 0
+
+
+class EvaluateStep(Strict):
+    """Score sample sets and write the report."""
+
+    command: Literal["evaluate"] = "evaluate"
+    bench: tuple[Literal["shapes", "frechet"], ...] = ("shapes",)
+    samples: dict[str, Source] = Field(min_length=1, description="Name of each sample set and its folder.")
+    reference: Source | None = Field(None, description="Images the Frechet distance compares with.")
+    features: Literal["pixels-8x8"] | str = Field(
+        "pixels-8x8",
+        description="Frechet features: pixels-8x8, or hub id or path of a transformers vision model.",
+    )
+    runs: dict[str, Source] = Field(
+        default_factory=dict, description="Train steps whose curves the report shows."
+    )
+    pipeline: Source | None = Field(None, description="The pipeline folder that the report names.")
+    bootstrap: PositiveInt = 1000
+    seed: NonNegativeInt = 0
+
+
+Step = Annotated[
+    ShapesStep
+    | EncodersStep
+    | CaptionStep
+    | ExtractFeaturesStep
+    | TrainStep
+    | ConvertStep
+    | SampleStep
+    | EvaluateStep,
+    Field(discriminator="command"),
+]
+
+
+class Recipe(Strict):
+    """A chain of named steps; `{step: NAME}` refers to the output of an earlier one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    output: str | None = Field(None, description="Folder that gets one sub-folder a step; default runs/NAME.")
+    steps: dict[str, Step] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _steps_refer_backwards(self) -> Self:
+        seen: set[str] = set()
+        for name, step in self.steps.items():
+            for field, target in step_references(step):
+                if target not in seen:
+                    known = ", ".join(sorted(seen)) or "none"
+                    raise ValueError(
+                        f"{name}.{field} refers to step {target!r}, which is not an earlier step ({known})"
+                    )
+            seen.add(name)
+        return self
+
+
+def step_references(step: BaseModel) -> list[tuple[str, str]]:
+    """(dotted field, step name) of every `{step: NAME}` in `step`."""
+    found: list[tuple[str, str]] = []
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, FromStep):
+            found.append((path, value.step))
+        elif isinstance(value, BaseModel):
+            for field in type(value).model_fields:
+                visit(f"{path}.{field}".lstrip("."), getattr(value, field))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                visit(f"{path}.{key}", item)
+
+    visit("", step)
+    return found
+
+
+def source_fields(model: type[BaseModel]) -> list[str]:
+    """Names of the fields of a step that hold sources (inputs), a dict of sources included."""
+    return [name for name, field in model.model_fields.items() if _mentions_from_step(field.annotation)]
+
+
+def _mentions_from_step(annotation: Any) -> bool:
+    return annotation is FromStep or any(_mentions_from_step(inner) for inner in get_args(annotation))
