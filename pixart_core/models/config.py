@@ -1,0 +1,148 @@
+"""What a transformer is made of. Field names follow diffusers where diffusers has one."""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a PixArt (`conditioning="text"`) or DiT (`"class"`) transformer; default PixArt XL/2.
+
+    Attributes:
+        sample_size: side of the latents that the position embedding is scaled for.
+        interpolation_scale: divides the positions; the paper's 1024 px model uses 2.
+        out_channels: `2 * in_channels` with learned variance (the paper), else `in_channels`.
+        caption_channels: width of the text encoder's tokens (text only).
+        use_additional_conditions: resolution and aspect ratio embeddings (text only, MS variant).
+        num_embeds_ada_norm: number of classes, the null class not counted (class only).
+        timestep_freq_shift: 0 in DiT and PixArt; diffusers' `DiTTransformer2DModel` uses 1.
+        embedders: DiT shares one timestep and class embedder; diffusers keeps one a block.
+        mlp_norm_eps: eps of the norm before the feed-forward (diffusers' DiT has 1e-5 there).
+    """
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int = 8
+    num_layers: int = 28
+    patch_size: int = 2
+    sample_size: int = 32
+    interpolation_scale: float = 1.0
+    conditioning: Literal["text", "class"] = "text"
+    caption_channels: int = 4096
+    use_additional_conditions: bool = False
+    num_embeds_ada_norm: int = 1000
+    timestep_freq_shift: int = 0
+    embedders: Literal["shared", "per_block"] = "shared"
+    mlp_norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % 4:
+            raise ValueError(f"width {self.width} (heads x head_dim) is not a multiple of 4")
+        if self.use_additional_conditions and self.width % 3:
+            raise ValueError(f"use_additional_conditions needs a width that 3 divides, not {self.width}")
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels):
+            raise ValueError(
+                f"out_channels {self.out_channels} is neither in_channels nor twice it ({self.in_channels})"
+            )
+        if self.sample_size % self.patch_size:
+            raise ValueError(f"sample_size {self.sample_size} is not a multiple of patch {self.patch_size}")
+
+    @property
+    def width(self) -> int:
+        """D: channels of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the second half of the output interpolates the variance."""
+        return self.out_channels == 2 * self.in_channels
+
+    def to_diffusers(self) -> dict[str, Any]:
+        """The `config.json` of diffusers' class; our own few fields ride along under `pixart`."""
+        shared = {
+            "activation_fn": "gelu-approximate",
+            "attention_bias": True,
+            "attention_head_dim": self.attention_head_dim,
+            "dropout": 0.0,
+            "in_channels": self.in_channels,
+            "norm_elementwise_affine": False,
+            "norm_num_groups": 32,
+            "num_attention_heads": self.num_attention_heads,
+            "num_layers": self.num_layers,
+            "out_channels": self.out_channels,
+            "patch_size": self.patch_size,
+            "sample_size": self.sample_size,
+            "upcast_attention": False,
+        }
+        if self.conditioning == "class":
+            return shared | {
+                "_class_name": "DiTTransformer2DModel",
+                "norm_eps": self.mlp_norm_eps,
+                "norm_type": "ada_norm_zero",
+                "num_embeds_ada_norm": self.num_embeds_ada_norm,
+                "pixart": {
+                    "timestep_freq_shift": self.timestep_freq_shift,
+                    "embedders": self.embedders,
+                    "interpolation_scale": self.interpolation_scale,
+                },
+            }
+        return shared | {
+            "_class_name": "PixArtTransformer2DModel",
+            "caption_channels": self.caption_channels,
+            "cross_attention_dim": self.width,
+            "interpolation_scale": self.interpolation_scale,
+            "norm_eps": self.mlp_norm_eps,
+            "norm_type": "ada_norm_single",
+            "num_embeds_ada_norm": 1000,
+            "use_additional_conditions": self.use_additional_conditions,
+        }
+
+    @classmethod
+    def from_diffusers(cls, config: dict[str, Any]) -> Self:
+        """Read the `config.json` of `PixArtTransformer2DModel` or `DiTTransformer2DModel`.
+
+        Raises:
+            ValueError: another class, or a setting that changes the forward pass and is not ours.
+        """
+        name = config.get("_class_name")
+        if name not in ("PixArtTransformer2DModel", "DiTTransformer2DModel"):
+            raise ValueError(f"config of {name}, expected PixArtTransformer2DModel or DiTTransformer2DModel")
+        supported = {
+            "activation_fn": "gelu-approximate",
+            "attention_bias": True,
+            "norm_elementwise_affine": False,
+        }
+        for key, value in supported.items():
+            if config.get(key, value) != value:
+                raise ValueError(f"{key} = {config[key]!r} is not supported, only {value!r}")
+        sample_size = config["sample_size"]
+        fields = {
+            "num_attention_heads": config["num_attention_heads"],
+            "attention_head_dim": config["attention_head_dim"],
+            "in_channels": config["in_channels"],
+            "out_channels": config.get("out_channels") or config["in_channels"],
+            "num_layers": config["num_layers"],
+            "patch_size": config["patch_size"],
+            "sample_size": sample_size,
+        }
+        if name == "DiTTransformer2DModel":
+            ours = config.get("pixart", {"timestep_freq_shift": 1, "embedders": "per_block"})
+            return cls(
+                **fields,
+                conditioning="class",
+                num_embeds_ada_norm=config["num_embeds_ada_norm"],
+                mlp_norm_eps=config.get("norm_eps", 1e-5),
+                **ours,
+            )
+        interpolation_scale = config.get("interpolation_scale")
+        additional = config.get("use_additional_conditions")
+        return cls(
+            **fields,
+            conditioning="text",
+            caption_channels=config["caption_channels"],
+            mlp_norm_eps=config.get("norm_eps", 1e-6),
+            # The two defaults below are diffusers' own rules for an absent value.
+            interpolation_scale=interpolation_scale or max(sample_size // 64, 1),
+            use_additional_conditions=sample_size == 128 if additional is None else additional,
+        )

@@ -1,0 +1,96 @@
+"""Attention, feed-forward and modulation: the parts that PixArt and DiT share."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixart_core.models.config import TransformerConfig
+from pixart_core.models.embeddings import TimestepClassEmbedding
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` to `context` (to itself when `context` is None)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        # A list of one, because diffusers' is (Linear, Dropout).
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        context: Float[Tensor, "b l d"] | None = None,
+        bias: Float[Tensor, "b 1 1 l"] | None = None,
+    ) -> Float[Tensor, "b n d"]:
+        context = x if context is None else context
+        heads = (-1, self.num_heads, x.shape[-1] // self.num_heads)
+        q = self.to_q(x).unflatten(-1, heads[1:]).transpose(1, 2)  # (b, heads, n, d / heads)
+        k = self.to_k(context).unflatten(-1, heads[1:]).transpose(1, 2)
+        v = self.to_v(context).unflatten(-1, heads[1:]).transpose(1, 2)
+        if bias is not None:
+            bias = bias.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+
+class Gelu(nn.Module):
+    """Linear and tanh GELU, under the name that diffusers gives the pair."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """MLP with ratio 4."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([Gelu(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.net[2](self.net[0](x))
+
+
+class AdaLN(nn.Module):
+    """A block's own modulation MLP (DiT): SiLU and Linear from the condition to 6 vectors."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        if config.embedders == "per_block":
+            self.emb = TimestepClassEmbedding(
+                config.num_embeds_ada_norm, config.width, config.timestep_freq_shift
+            )
+        self.linear = nn.Linear(config.width, 6 * config.width)
+
+    def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b 6d"]:
+        return self.linear(F.silu(condition))
+
+
+def normalize(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
+    """LayerNorm without affine parameters."""
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]
+) -> Float[Tensor, "b n d"]:
+    """x * (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def unpatchify(
+    tokens: Float[Tensor, "b n ppc"], rows: int, columns: int, patch_size: int
+) -> Float[Tensor, "b c h w"]:
+    """Put patches back in place; a token holds (row in patch, column in patch, channel)."""
+    p = patch_size
+    grid = tokens.unflatten(-1, (p, p, -1)).unflatten(1, (rows, columns))  # (b, rows, columns, p, p, c)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * p, columns * p)
