@@ -1,7 +1,7 @@
 """DiT, the class-conditional transformer that PixArt starts from (Peebles & Xie, 2023).
 
 With `embedders="per_block"` and `timestep_freq_shift=1` the parameters and the forward pass are those of
-diffusers' `DiTTransformer2DModel`; the original model shares one embedder (`embedders="shared"`, the default).
+diffusers' `DiTTransformer2DModel`; the original shares one embedder (`embedders="shared"`, the default).
 """
 
 from jaxtyping import Float, Int
