@@ -7,6 +7,7 @@ and a card of kind "manifest". Everything downstream names images by `ImageRecor
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,14 @@ def write_manifest(
         PixartError: the folder cannot be written.
     """
     assert card.kind == "manifest", card.kind
-    root = folder.resolve()
+    roots = (Path(os.path.abspath(folder)), folder.resolve())
     seen: set[str] = set()
     lines = []
     for record in records:
         if record.id in seen:
             raise ValueError(f"two images have the id {record.id}: {record.path} {record.member or ''}")
         seen.add(record.id)
-        lines.append(_line(dataclasses.asdict(record) | {"path": _relative(record.path, root)}))
+        lines.append(_line(dataclasses.asdict(record) | {"path": _relative(record.path, roots)}))
     write_text(folder / MANIFEST, "".join(lines))
     write_text(folder / DROPPED, "".join(_line(dict(row)) for row in dropped))
     card.write(folder)
@@ -137,13 +138,19 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+    line = json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        # A file name that is not UTF-8 arrives as lone surrogates; escaped, it survives the round trip.
+        line = json.dumps(row, ensure_ascii=True, sort_keys=True) + "\n"
+    return line
 
 
-def _relative(path: str, root: Path) -> str:
+def _relative(path: str, roots: Iterable[Path]) -> str:
     if path.startswith("hf:") or not Path(path).is_absolute():
         return path
-    try:
-        return Path(path).relative_to(root).as_posix()
-    except ValueError:
-        return path
+    for root in roots:
+        if Path(path).is_relative_to(root):
+            return Path(path).relative_to(root).as_posix()
+    return path

@@ -51,7 +51,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise UnusableImageError(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
         # Damaged files make Pillow's parsers raise nearly anything: struct.error, SyntaxError, KeyError.
-        raise UnusableImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableImageError(f"damaged: {reason}") from error
 
 
 def _decode(data: bytes) -> Image.Image:

@@ -39,14 +39,14 @@ def index_tar(path: Path) -> TarIndex:
     try:
         with tarfile.open(path, "r:") as archive:
             try:
-                for info in archive:
+                while (info := archive.next()) is not None:
                     if info.isreg() and not info.issparse():
                         if info.name in members:
                             repeated.append(info.name)
                         else:
                             members[info.name] = (info.offset_data, info.size)
                     # tarfile remembers every header it has seen; at millions of members that is memory.
-                    archive.members.clear()
+                    archive.members = []  # type: ignore[attr-defined]
             except (tarfile.TarError, OSError) as error:
                 damage = f"archive ends early: {error}"
             damage = damage or _damage_at(path, archive.offset)
@@ -72,6 +72,24 @@ def _damage_at(path: Path, end: int) -> str | None:
     return None
 
 
+def read_member(path: Path, offset: int, size: int) -> bytes:
+    """`size` bytes of an archive from `offset`, opened for this alone: for reading in order, once."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return _read_at(descriptor, offset, size)
+    finally:
+        os.close(descriptor)
+
+
+def _read_at(descriptor: int, offset: int, size: int) -> bytes:
+    pieces = []
+    # One read returns at most 2 GiB, and nothing at the end of a cut-off archive.
+    while size > 0 and (piece := os.pread(descriptor, size, offset)):
+        pieces.append(piece)
+        offset, size = offset + len(piece), size - len(piece)
+    return b"".join(pieces)
+
+
 class TarReader:
     """One open archive: `read(name)` is a single positioned read, safe in threads and after a fork."""
 
@@ -90,11 +108,7 @@ class TarReader:
             offset, size = self.index.members[name]
         except KeyError as error:
             raise UserError(f"{self.path}: has no member {name!r}; was it written anew?") from error
-        pieces = []
-        while size > 0 and (piece := os.pread(self._descriptor, size, offset)):
-            pieces.append(piece)
-            offset, size = offset + len(piece), size - len(piece)
-        return b"".join(pieces)
+        return _read_at(self._descriptor, offset, size)
 
     def close(self) -> None:
         """Release the file."""
