@@ -305,13 +305,16 @@ Step = Annotated[
     Field(discriminator="command"),
 ]
 
+# Each step gets a folder of its name; names that begin with a dot are the chain's own.
+StepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
 
 class Recipe(Strict):
     """A chain of named steps; `{step: NAME}` refers to the output of an earlier one."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: str | None = Field(None, description="Folder that gets one sub-folder a step; default runs/NAME.")
-    steps: dict[str, Step] = Field(min_length=1)
+    steps: dict[StepName, Step] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _steps_refer_backwards(self) -> Self:
