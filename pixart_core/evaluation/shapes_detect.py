@@ -34,8 +34,8 @@ FOREGROUND = 50.0  # RGB distance from the background
 SPECK = 0.2
 SIZE_TOLERANCE = 0.22  # relative; small and large are a factor of 1.73 apart
 POSITION_TOLERANCE = 0.1  # share of height or width; places are 0.25 apart
-MIN_OVERLAP = 0.8
-OVERLAP_MARGIN = 0.04
+MIN_OVERLAP = 0.85
+OVERLAP_MARGIN = 0.05
 BLURS = (0.0, 0.8, 1.3)  # pixels; a generated picture may be this blurred
 # Area of a shape as a share of its squared width.
 AREAS = {
