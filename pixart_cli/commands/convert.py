@@ -1,0 +1,41 @@
+"""`pixart convert`."""
+
+from typing import Annotated
+
+import typer
+
+from pixart_cli.errors import user_errors
+from pixart_cli.execute import execute
+from pixart_cli.options import AsJson, DryRun, Output, Overrides, Seed, with_examples
+from pixart_cli.outputs import name_of
+from pixart_core.recipe.load import step_from_options
+from pixart_core.recipe.schema import ConvertStep
+
+
+@with_examples(
+    "pixart convert --from dit.pt --to pixart --output converted/dit-xl",
+    "pixart convert --from runs/stage3 --to diffusers --vae stabilityai/sd-vae-ft-ema "
+    "--text-encoder google/t5-v1_1-xxl",
+    "pixart convert --from PixArt-XL-2-512x512.pth --to diffusers dtype=fp16",
+)
+def convert(
+    source: Annotated[str, typer.Option("--from", help="File or folder to convert.")],
+    to: Annotated[str, typer.Option(help="pixart, diffusers or official.")],
+    overrides: Overrides = None,
+    vae: Annotated[str | None, typer.Option(help="Autoencoder of a diffusers pipeline.")] = None,
+    text_encoder: Annotated[str | None, typer.Option(help="Text encoder of a diffusers pipeline.")] = None,
+    seed: Seed = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Turn one model format into another.
+
+    From DiT to PixArt it re-parameterises (paper 2.3).
+    """
+    with user_errors():
+        values = {"source": source, "to": to, "vae": vae, "text_encoder": text_encoder, "seed": seed}
+        flags = {field: f"--{field.replace('_', '-')}" for field in values} | {"source": "--from"}
+        step = step_from_options(ConvertStep, values, overrides or [], flags)
+        name = f"{name_of(source)}-{step.to}"
+        execute("convert", step, output, name, as_json=as_json, dry_run=dry_run)

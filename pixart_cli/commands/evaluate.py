@@ -1,0 +1,63 @@
+"""`pixart evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixart_cli.errors import user_errors
+from pixart_cli.execute import execute
+from pixart_cli.options import AsJson, DryRun, Output, Overrides, Seed, with_examples
+from pixart_cli.outputs import name_of
+from pixart_core.errors import UserError
+from pixart_core.recipe.load import step_from_options
+from pixart_core.recipe.schema import EvaluateStep
+
+
+@with_examples(
+    "pixart evaluate --bench shapes --samples samples/quickstart",
+    "pixart evaluate --bench shapes --bench frechet --samples new=samples/b --samples old=samples/a "
+    "--reference shapes",
+    "pixart evaluate --samples samples/quickstart runs.stage2=runs/quickstart/stage2 bootstrap=2000",
+)
+def evaluate(
+    samples: Annotated[
+        list[str], typer.Option(metavar="[NAME=]DIR", help="Output of pixart sample; may be repeated.")
+    ],
+    overrides: Overrides = None,
+    bench: Annotated[
+        list[str] | None, typer.Option(help="shapes or frechet; may be repeated.", show_default=False)
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Images that the Frechet distance compares with.")
+    ] = None,
+    seed: Seed = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Score generated images and write a report."""
+    with user_errors():
+        named = _named(samples)
+        values = {
+            "samples": named,
+            "bench": [part for entry in bench for part in entry.split(",")] if bench else None,
+            "reference": reference,
+            "seed": seed,
+        }
+        flags = {field: f"--{field}" for field in values}
+        step = step_from_options(EvaluateStep, values, overrides or [], flags)
+        execute("evaluate", step, output, "-".join(named), as_json=as_json, dry_run=dry_run)
+
+
+def _named(samples: list[str]) -> dict[str, str]:
+    """{name: folder} of `NAME=DIR` or `DIR` (named after its last part)."""
+    named: dict[str, str] = {}
+    for entry in samples:
+        name, equals, folder = entry.partition("=")
+        if not equals or Path(entry).exists():
+            name, folder = name_of(entry), entry
+        if name in named:
+            raise UserError(f"--samples: two sets are called {name}; name them: NAME=DIR")
+        named[name] = folder
+    return named

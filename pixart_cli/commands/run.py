@@ -1,0 +1,60 @@
+"""`pixart run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixart_cli.console import RichProgress, show, stdout_to_stderr
+from pixart_cli.errors import user_errors
+from pixart_cli.options import AsJson, DryRun, Output, with_examples
+from pixart_cli.runners import RUNNERS
+from pixart_core.recipe.chain import check_root, run_chain
+from pixart_core.recipe.estimate import estimate
+from pixart_core.recipe.load import load_recipe
+from pixart_core.recipe.plan import plan_chain
+
+
+@with_examples(
+    "pixart run quickstart",
+    "pixart run recipes/pixart_alpha.yaml --dry-run",
+    "pixart run quickstart --output runs/try stage2.max_train_steps=500 stage2.optimizer.kind=adamw",
+    "pixart run quickstart --from stage2",
+    "pixart run quickstart --only evaluate --force --json",
+)
+def run(
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or a bundled recipe's name.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STEP.FIELD=VALUE", help="Changes to the recipe.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run these steps alone (repeat, or separate by commas).")
+    ] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="Run this step and those after it.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run the chosen steps even if done.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run all steps of a recipe.
+
+    Steps that are done are skipped, an interrupted one goes on.
+    """
+    with user_errors():
+        loaded = load_recipe(recipe, overrides or [])
+        root = output or Path(loaded.output or f"runs/{loaded.name}")
+        names = [name.strip() for entry in only or [] for name in entry.split(",") if name.strip()]
+        if dry_run:
+            check_root(root)
+            plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
+            steps = [step.as_json() | {"estimate": estimate(step.step)} for step in plan]
+            show({"output": str(root), "steps": steps}, as_json=as_json)
+            return
+        with stdout_to_stderr(), RichProgress() as progress:
+            result = run_chain(
+                loaded, root, RUNNERS, progress, only=names, start_from=start_from, force=force
+            )
+        show(result.as_json(), as_json=as_json)

@@ -1,0 +1,66 @@
+"""`pixart sample`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixart_cli.errors import user_errors
+from pixart_cli.execute import execute
+from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output, Seed, with_examples
+from pixart_cli.outputs import name_of
+from pixart_core.errors import UserError
+from pixart_core.recipe.load import step_from_options
+from pixart_core.recipe.schema import SampleStep
+
+
+@with_examples(
+    'pixart sample --checkpoint runs/stage3 "a red fox in the snow"',
+    "pixart sample --checkpoint runs/stage3 --prompts prompts.txt --num-inference-steps 20 --seed 7",
+    'pixart sample --checkpoint runs/stage3 "a cat" --set sizes=[[512,768]] --set images_per_prompt=4',
+)
+def sample(
+    checkpoint: Annotated[str, typer.Option(help="Output of pixart train, or a pipeline folder.")],
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Text file with a prompt a line, or a manifest (its held-out prompts).")
+    ] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default=False)] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default=False)
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any other option; may be repeated."),
+    ] = None,
+    seed: Seed = None,
+    limit: Limit = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    output: Output = None,
+    as_json: AsJson = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Generate images from prompts."""
+    with user_errors():
+        values = {
+            "checkpoint": checkpoint,
+            "prompts": tuple(prompt) if prompt else None,
+            "prompts_file": prompts,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "seed": seed,
+            "limit": limit,
+            "batch_size": batch_size,
+            "device": device,
+        }
+        flags = {field: f"--{field.replace('_', '-')}" for field in values}
+        flags |= {"prompts": "PROMPT", "prompts_file": "--prompts"}
+        step = step_from_options(SampleStep, values, set_ or [], flags)
+        if not step.prompts and step.prompts_file is None:
+            raise UserError('nothing to draw: give a prompt, as in "a red fox", or --prompts FILE')
+        if prompts is not None and not Path(prompts).exists():
+            raise UserError(f"--prompts: no file or manifest folder {prompts}")
+        execute("sample", step, output, name_of(checkpoint), as_json=as_json, dry_run=dry_run)

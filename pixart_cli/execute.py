@@ -1,0 +1,40 @@
+"""Run one command: where the result goes, what is shown of it."""
+
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from pixart_cli.console import RichProgress, show, stdout_to_stderr
+from pixart_cli.outputs import check_output, default_output
+from pixart_cli.runners import RUNNERS
+from pixart_core.recipe.estimate import estimate
+
+
+def execute(
+    command: str,
+    step: BaseModel,
+    output: Path | None,
+    name: str,
+    *,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Run `step` into `output` (default: named after `name`) and print its result on stdout.
+
+    Raises:
+        UserError: `output` holds something else; and what the command raises.
+    """
+    if output is None:
+        output = default_output(command, name, step)
+        print(f"pixart: output goes to {output}", file=sys.stderr)
+    check_output(command, output)
+    if dry_run:
+        options = step.model_dump(mode="json", exclude={"command"})
+        plan = {"command": command, "output": str(output), "options": options, "estimate": estimate(step)}
+        show(plan, as_json=as_json)
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with stdout_to_stderr(), RichProgress() as progress:
+        result = RUNNERS[command](step, output, progress)
+    show(result, as_json=as_json)
