@@ -4,6 +4,8 @@ With `embedders="per_block"` and `timestep_freq_shift=1` the parameters and the 
 diffusers' `DiTTransformer2DModel`; the original shares one embedder (`embedders="shared"`, the default).
 """
 
+from typing import Any
+
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -51,7 +53,7 @@ class DiTTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.proj_out_1 = nn.Linear(width, 2 * width)
         self.proj_out_2 = nn.Linear(width, config.patch_size**2 * config.out_channels)
-        initialise(self)
+        initialise(self, width)
 
     @property
     def null_class(self) -> int:
@@ -60,7 +62,10 @@ class DiTTransformer(nn.Module):
 
     def embedder(self, block: int) -> TimestepClassEmbedding:
         """The embedder of t + c that `block` uses; the final layer uses that of block 0."""
-        return self.emb if self.config.embedders == "shared" else self.transformer_blocks[block].norm1.emb
+        if self.config.embedders == "shared":
+            return self.emb
+        owner: Any = self.transformer_blocks[block]
+        return owner.norm1.emb
 
     def forward(
         self, latents: Float[Tensor, "b c h w"], timesteps: Tensor, labels: Int[Tensor, " b"]

@@ -5,7 +5,7 @@ from torch import nn
 from pixart_core.models.embeddings import CaptionProjection, ClassEmbedding, EmbeddingMLP
 
 
-def initialise(model: nn.Module) -> None:
+def initialise(model: nn.Module, width: int) -> None:
     """Xavier-uniform linears, zero biases, N(0, 1/width) embedding MLPs, zeros where a branch starts silent.
 
     The released code draws the timestep, caption and modulation MLPs with std 0.02, chosen for width 1152
@@ -13,10 +13,10 @@ def initialise(model: nn.Module) -> None:
     Silent: the output projection of cross-attention and the final linear; in DiT also the
     modulation MLPs (adaLN-Zero).
     """
-    width = model.config.width
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.flatten(1))
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
         if name.endswith(("attn2.to_out.0", "norm1.linear", "proj_out", "proj_out_1", "proj_out_2")):
             nn.init.zeros_(module.weight)

@@ -78,7 +78,7 @@ class PixArtTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(PixArtBlock(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.out_channels)
-        initialise(self)
+        initialise(self, width)
 
     def forward(
         self,

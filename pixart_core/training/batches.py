@@ -1,0 +1,133 @@
+"""From stored features to a batch to train on: every draw depends on (seed, step, place in the batch)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from pixart_core.artifacts.features import FeatureBatch
+from pixart_core.diffusion.schedule import NUM_TIMESTEPS
+from pixart_core.seeding import derive_seed
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingBatch:
+    """One micro-batch, on the device that trains.
+
+    Attributes:
+        latents: scaled VAE latents (mean 0, standard deviation about 1).
+        text, mask: caption tokens after caption dropout; None for a class-conditional model.
+        labels: classes after dropout to the null class; None for a text-conditional model.
+        resolution, aspect_ratio: micro-conditions: original (height, width); bucket's height / width.
+        ids: manifest ids, for error messages.
+    """
+
+    latents: Float[Tensor, "b c h w"]
+    noise: Float[Tensor, "b c h w"]
+    timesteps: Int[Tensor, " b"]
+    text: Float[Tensor, "b l d"] | None
+    mask: Bool[Tensor, "b l"] | None
+    labels: Int[Tensor, " b"] | None
+    resolution: Float[Tensor, "b 2"]
+    aspect_ratio: Float[Tensor, "b 1"]
+    ids: list[str]
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """The same batch on `device`."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unconditional:
+    """What a dropped caption becomes.
+
+    Attributes:
+        tokens: the encoded empty caption (l, d), or the learned embedding (max_tokens, d).
+        keeps_mask: the learned embedding replaces tokens one by one and keeps the caption's length
+            (released code); the empty caption brings its own.
+    """
+
+    tokens: Float[Tensor, "l d"]
+    keeps_mask: bool
+
+
+def make_batch(
+    features: FeatureBatch,
+    slots: Sequence[int],
+    *,
+    seed: int,
+    step: int,
+    scaling_factor: float,
+    shift_factor: float,
+    dropout: float,
+    unconditional: Unconditional | None,
+    null_class: int | None,
+) -> TrainingBatch:
+    """Sample moments, noise, timesteps and drops for `features`.
+
+    Args:
+        slots: place of each sample in the global batch, from which, with `seed` and `step`, its draws
+            derive: they stay the same however the batch is split over processes.
+        unconditional: text models; `null_class`: class models. Exactly one of them is given.
+    """
+    shape = features.mean.shape[1:]
+    generator = torch.Generator()
+    draws, noise, timesteps, drops = [], [], [], []
+    for slot in slots:
+        generator.manual_seed(derive_seed(seed, "sample", step, slot))
+        timesteps.append(int(torch.randint(NUM_TIMESTEPS, (), generator=generator)))
+        drops.append(float(torch.rand((), generator=generator)) < dropout)
+        noise.append(torch.randn(shape, generator=generator))
+        draws.append(torch.randn(shape, generator=generator))
+    moments = features.mean + features.std * torch.stack(draws)
+    dropped = torch.tensor(drops)
+
+    text = mask = labels = None
+    if unconditional is not None:
+        text, mask = drop_captions(features.text, features.mask, dropped, unconditional)
+    else:
+        assert null_class is not None
+        labels = torch.where(dropped, null_class, features.labels)
+    height, width = shape[-2:]
+    return TrainingBatch(
+        latents=(moments - shift_factor) * scaling_factor,
+        noise=torch.stack(noise),
+        timesteps=torch.tensor(timesteps),
+        text=text,
+        mask=mask,
+        labels=labels,
+        resolution=features.sizes.float(),
+        aspect_ratio=torch.full((len(drops), 1), height / width),
+        ids=features.ids,
+    )
+
+
+def drop_captions(
+    text: Float[Tensor, "b l d"],
+    mask: Bool[Tensor, "b l"],
+    dropped: Bool[Tensor, " b"],
+    unconditional: Unconditional,
+) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+    """Replace the captions of the dropped samples; the inputs are left as they are."""
+    if not dropped.any():
+        return text, mask
+    tokens = unconditional.tokens
+    if not unconditional.keeps_mask and len(tokens) > text.shape[1]:
+        missing = len(tokens) - text.shape[1]
+        text = torch.nn.functional.pad(text, (0, 0, 0, missing))
+        mask = torch.nn.functional.pad(mask, (0, missing))
+    length = text.shape[1]
+    row = torch.zeros_like(text[0])
+    row[: len(tokens)] = tokens[:length]
+    text = torch.where(dropped[:, None, None], row, text)
+    if not unconditional.keeps_mask:
+        mask = torch.where(dropped[:, None], torch.arange(length) < len(tokens), mask)
+    return text, mask

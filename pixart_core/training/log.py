@@ -1,0 +1,57 @@
+"""`log.jsonl`: how a run went, a row every `log_every` steps."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from pixart_core.artifacts.publish import write_text
+from pixart_core.errors import PixartError
+from pixart_core.recipe.schema import TrainStep
+from pixart_core.training.state import Counters
+
+
+class TrainingLog:
+    """Writes rows that hold means since the row before."""
+
+    def __init__(self, path: Path, counters: Counters, step: TrainStep) -> None:
+        self.path = path
+        self.every = step.log_every
+        self.end = step.max_train_steps
+        self.images_per_step = step.global_batch_size
+        self.last_loss: float | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Rows after the state that is continued belong to steps that are done again.
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        kept = [row for row in rows if row["step"] <= counters.step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        if kept:
+            self.last_loss = kept[-1]["loss"]
+
+    def record(self, counters: Counters, stats: dict[str, Tensor], *, learning_rate: float) -> str:
+        """Add a step; returns a note for the progress bar when a row was written."""
+        for name, value in stats.items():
+            counters.pending[name] = counters.pending.get(name, 0.0) + float(value)
+        counters.pending_steps += 1
+        if counters.step % self.every and counters.step != self.end:
+            return ""
+        row: dict[str, float] = {
+            name: total / counters.pending_steps for name, total in counters.pending.items()
+        }
+        row |= {
+            "step": counters.step,
+            "lr": learning_rate,
+            "images": counters.step * self.images_per_step,
+            "seconds": round(counters.seconds, 3),
+        }
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row, sort_keys=True) + "\n")
+        except OSError as error:
+            raise PixartError(
+                f"cannot write {self.path}: {error.strerror}; the last state is kept"
+            ) from error
+        counters.pending.clear()
+        counters.pending_steps = 0
+        self.last_loss = row["loss"]
+        return f"loss {row['loss']:.4f}"

@@ -1,0 +1,244 @@
+"""The training loop: stages 1, 2 and 3 of the paper, told apart by their recipes alone."""
+
+import functools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import nn
+
+from pixart_core.artifacts.card import card_for
+from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER
+from pixart_core.artifacts.features import FeatureStore
+from pixart_core.artifacts.publish import write_json, write_text
+from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.errors import UserError
+from pixart_core.models.build import Transformer
+from pixart_core.models.files import save_transformer
+from pixart_core.progress import Progress
+from pixart_core.recipe.schema import AdamWOptions, TrainStep
+from pixart_core.seeding import derive_seed
+from pixart_core.training.batches import TrainingBatch, Unconditional, make_batch
+from pixart_core.training.ema import Ema
+from pixart_core.training.interrupt import StopRequests
+from pixart_core.training.log import TrainingLog
+from pixart_core.training.optimizer import Optimizers, build_adamw, build_muon
+from pixart_core.training.order import BatchOrder
+from pixart_core.training.schedule import learning_rate_factor
+from pixart_core.training.start import start_model
+from pixart_core.training.state import Counters, load_newest, save_state
+from pixart_core.training.step import batch_loss, train_step
+
+STATES = "checkpoints"
+RECIPE = "recipe.yaml"
+
+
+def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str, Any]:
+    """Train, or continue the training that `output` holds, until `step.max_train_steps`.
+
+    Writes `transformer/` (EMA weights in diffusers' layout), `log.jsonl`, `recipe.yaml` and the states
+    under `checkpoints/`; the card comes last.
+
+    Raises:
+        UserError: features, start and options do not fit together, or `output` holds another run.
+        NonFiniteError: the loss is not finite; the last state is kept.
+    """
+    accelerator = Accelerator()
+    store = FeatureStore(Path(str(step.features)))
+    model, facts = start_model(step, store)
+    continue_or_refuse(step, output)
+
+    unconditional = find_unconditional(step, store, model)
+    order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
+    slots = rank_slots(step, accelerator)
+    model.to(accelerator.device).train()
+    optimizers = build_optimizers(step, model)
+    ema = Ema(model, step.ema_decay)
+    counters, problems = load_newest(output / STATES, model, ema, optimizers)
+    for problem in problems:
+        progress.say(problem)
+    if counters.step:
+        progress.say(f"continuing {output} at step {counters.step} of {step.max_train_steps}")
+    log = TrainingLog(output / LOG, counters, step)
+
+    loss_fn = functools.partial(
+        batch_loss,
+        schedule=NoiseSchedule(accelerator.device),
+        prediction_type=step.prediction_type,
+        autocast=torch.bfloat16 if step.mixed_precision == "bf16" else None,
+        micro_conditions=model.config.use_additional_conditions,
+    )
+    prepared: nn.Module = accelerator.prepare_model(model)
+    task = f"train {output.name}"
+    progress.start(task, step.max_train_steps)
+    progress.advance(task, counters.step)
+    started = time.perf_counter() - counters.seconds
+    with StopRequests() as requests:
+        while counters.step < step.max_train_steps:
+            factor = learning_rate_at(step, counters.step)
+            optimizers.set_factor(factor)
+            batches = micro_batches(step, store, order, slots, counters.step, unconditional, model)
+            stats = train_step(
+                prepared,
+                optimizers,
+                ema,
+                (batch.to(accelerator.device) for batch in batches),
+                loss_fn,
+                count=len(slots) // step.micro_batch_size,
+                max_grad_norm=step.max_grad_norm,
+                backward=accelerator.backward,
+            )
+            counters.step += 1
+            counters.seconds = time.perf_counter() - started
+            note = log.record(
+                counters,
+                {"loss": stats.loss, "mse": stats.mse, "vb": stats.vb, "grad_norm": stats.grad_norm},
+                learning_rate=step.learning_rate * factor,
+            )
+            progress.advance(task, 1, note)
+            last = counters.step == step.max_train_steps
+            if accelerator.is_main_process and (
+                last or requests.stop or counters.step % step.checkpointing_steps == 0
+            ):
+                save_state(
+                    output / STATES, model, ema, optimizers, counters, keep=step.checkpoints_total_limit
+                )
+            if requests.stop and not last:
+                requests.raise_interrupt(f"stopped at step {counters.step}; run the same command to continue")
+    progress.finish(task)
+
+    if accelerator.is_main_process:
+        publish(step, output, model, ema, facts.to_details(), counters)
+    return {
+        "output": str(output),
+        "steps": counters.step,
+        "images": counters.step * step.global_batch_size,
+        "seconds": round(counters.seconds, 1),
+        "loss": log.last_loss,
+    }
+
+
+def publish(
+    step: TrainStep, output: Path, model: Transformer, ema: Ema, facts: dict[str, Any], counters: Counters
+) -> None:
+    """Write the finished checkpoint: EMA weights, then the card."""
+    save_transformer(model.config, ema.weights, output / TRANSFORMER)
+    images = counters.step * step.global_batch_size
+    card_for("checkpoint", step, facts | {"steps": counters.step, "images": images}).write(output)
+
+
+def continue_or_refuse(step: TrainStep, output: Path) -> None:
+    """Store the resolved recipe, or compare with the one that is there.
+
+    Raises:
+        UserError: `output` was started with other options; the first differences are named.
+    """
+    options = card_for("checkpoint", step, {})
+    current = {"options": dict(options.options), "inputs": dict(options.inputs)}
+    marker = output / ".run.json"
+    if marker.exists():
+        stored = json.loads(marker.read_text())
+        changed = [
+            f"{key}: {stored[part].get(key)!r} before, {current[part].get(key)!r} now"
+            for part in ("options", "inputs")
+            for key in sorted(stored[part].keys() | current[part].keys())
+            # JSON turns tuples into lists; compare what is stored.
+            if stored[part].get(key) != json.loads(json.dumps(current[part].get(key)))
+        ]
+        if changed:
+            raise UserError(
+                f"{output} holds a run with other settings ({'; '.join(changed[:3])}); "
+                "choose another output or restore them"
+            )
+        return
+    write_text(output / RECIPE, yaml.safe_dump(step.model_dump(mode="json"), sort_keys=False))
+    write_json(marker, current)
+
+
+def find_unconditional(step: TrainStep, store: FeatureStore, model: Transformer) -> Unconditional | None:
+    """What dropped captions become; None for a class-conditional model."""
+    if model.config.conditioning == "class":
+        return None
+    if step.uncond == "empty":
+        return Unconditional(store.empty_caption().float(), keeps_mask=False)
+    # The released code's y_embedding: fixed at random, never trained.
+    generator = torch.Generator().manual_seed(derive_seed(step.seed, "learned unconditional"))
+    channels = model.config.caption_channels
+    tokens = torch.randn(store.max_tokens, channels, generator=generator) / channels**0.5
+    return Unconditional(tokens, keeps_mask=True)
+
+
+def rank_slots(step: TrainStep, accelerator: Accelerator) -> range:
+    """The places of the global batch that this process computes."""
+    world = accelerator.num_processes
+    if step.global_batch_size % (world * step.micro_batch_size):
+        raise UserError(
+            f"global_batch_size {step.global_batch_size} is not a multiple of {world} processes x "
+            f"micro_batch_size {step.micro_batch_size}"
+        )
+    share = step.global_batch_size // world
+    return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def micro_batches(
+    step: TrainStep,
+    store: FeatureStore,
+    order: BatchOrder,
+    slots: range,
+    number: int,
+    unconditional: Unconditional | None,
+    model: Transformer,
+) -> Iterator[TrainingBatch]:
+    """This process's micro-batches of optimiser step `number`."""
+    bucket, indices = order[number]
+    for start in range(slots.start, slots.stop, step.micro_batch_size):
+        places = range(start, start + step.micro_batch_size)
+        yield make_batch(
+            store.batch(bucket, indices[places.start : places.stop].tolist()),
+            places,
+            seed=step.seed,
+            step=number,
+            scaling_factor=store.scaling_factor,
+            shift_factor=store.shift_factor,
+            dropout=step.caption_dropout,
+            unconditional=unconditional,
+            null_class=None if unconditional is not None else model.config.num_embeds_ada_norm,
+        )
+
+
+def build_optimizers(step: TrainStep, model: nn.Module) -> Optimizers:
+    """The optimiser that the recipe asks for."""
+    options = step.optimizer
+    if isinstance(options, AdamWOptions):
+        return build_adamw(
+            model,
+            learning_rate=step.learning_rate,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+    return build_muon(
+        model,
+        learning_rate=step.learning_rate,
+        adamw_learning_rate=options.adamw_learning_rate or step.learning_rate,
+        momentum=options.momentum,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+    )
+
+
+def learning_rate_at(step: TrainStep, number: int) -> float:
+    """Learning-rate factor of optimiser step `number`."""
+    return learning_rate_factor(
+        number,
+        scheduler=step.lr_scheduler,
+        warmup_steps=step.lr_warmup_steps,
+        max_train_steps=step.max_train_steps,
+        min_fraction=step.lr_min_fraction,
+    )

@@ -1,0 +1,91 @@
+"""Optimisers: AdamW as in the paper, or Muon on the hidden matrices with AdamW on the rest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon
+
+
+class Optimizers:
+    """One or two torch optimisers behind the interface of one, with a common learning-rate factor."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        for part in self.parts:
+            for group in part.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+
+    def set_factor(self, factor: float) -> None:
+        """Multiply every group's peak learning rate with `factor` for the next step."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def build_adamw(
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> Optimizers:
+    """AdamW on every parameter, none excluded from weight decay (as in the released code)."""
+    return Optimizers([_adamw(list(model.parameters()), learning_rate, betas, eps, weight_decay)])
+
+
+def build_muon(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    adamw_learning_rate: float,
+    momentum: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> Optimizers:
+    """Muon on the matrices inside the blocks, AdamW on embeddings, tables, biases and the last layer.
+
+    Muon's updates are scaled to the size of AdamW's (Liu et al., 2025), so that one learning rate serves
+    both.
+    """
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        hidden = name.startswith("transformer_blocks.") and parameter.ndim == 2
+        # E(i) is a table of six vectors, not a linear map.
+        (matrices if hidden and not name.endswith("scale_shift_table") else rest).append(parameter)
+    return Optimizers(
+        [
+            Muon(
+                matrices,
+                lr=learning_rate,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            _adamw(rest, adamw_learning_rate, betas, eps, weight_decay),
+        ]
+    )
+
+
+def _adamw(
+    parameters: list[nn.Parameter],
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> AdamW:
+    return AdamW(parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)

@@ -1,0 +1,19 @@
+"""Learning rate as a function of the optimiser step, counted once whatever the number of processes."""
+
+import math
+
+
+def learning_rate_factor(
+    step: int, *, scheduler: str, warmup_steps: int, max_train_steps: int, min_fraction: float
+) -> float:
+    """What the peak learning rate is multiplied with at `step` (0-based).
+
+    Linear warm-up over `warmup_steps`, then constant, or a cosine to `min_fraction` at the last step.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if scheduler == "constant":
+        return 1.0
+    assert scheduler == "cosine", scheduler
+    done = (step - warmup_steps) / max(1, max_train_steps - 1 - warmup_steps)
+    return min_fraction + (1.0 - min_fraction) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
