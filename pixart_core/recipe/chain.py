@@ -1,6 +1,7 @@
 """Run the steps of a recipe in order; skip what is done, continue what was interrupted."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -71,6 +72,9 @@ def run_chain(
         UserError: `root` is in use, or holds something else; or what a step raised, with its name.
     """
     check_root(root)
+    if not (root / CHAIN).is_dir():
+        # A mistake in what was asked must not leave a folder behind.
+        plan_chain(recipe, root, only=only, start_from=start_from, force=force)
     with locked(root):
         plan = plan_chain(recipe, root, only=only, start_from=start_from, force=force)
         write_text(root / "recipe.yaml", dump_recipe(recipe))
@@ -109,7 +113,7 @@ def _run_step(planned: PlannedStep, root: Path, runner: Runner, progress: Progre
     records.write_started(planned.name, planned.record)
     begin = time.monotonic()
     try:
-        result = runner(planned.step, planned.output, progress)
+        result = json.loads(json.dumps(runner(planned.step, planned.output, progress), default=str))
     except PixartError as error:
         raise type(error)(f"step {planned.name}: {error}") from error
     seconds = time.monotonic() - begin

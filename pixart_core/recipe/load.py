@@ -73,7 +73,9 @@ def step_from_options(
             if override is not None:
                 lines.append(f"override {override.text!r}: {_worded(mistake)}")
             else:
-                lines.append(f"{name}: {mistake.message}" if name else _worded(mistake))
+                # `--bench[1]`: the flag instead of the field, then what is inside it.
+                inside = dotted(mistake.path).removeprefix(str(mistake.path[0])) if mistake.path else ""
+                lines.append(f"{name}{inside}: {mistake.message}" if name else _worded(mistake))
     if lines:
         raise _all_at_once(lines, None)
     for field in source_fields(model):

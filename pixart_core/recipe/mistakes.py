@@ -44,7 +44,7 @@ def dotted(path: Path) -> str:
     """`steps.a.sizes[0]` as a person writes it: `a.sizes[0]`."""
     parts = (str(path[1]), *path[2:]) if len(path) > 1 and path[0] == "steps" else path
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
-    return text.lstrip(".")
+    return text.removeprefix(".")
 
 
 def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[Mistake]:
@@ -151,7 +151,7 @@ def _plain(kind: str, message: str, value: Any) -> str:
     if kind in ("tuple_type", "list_type"):
         return f"expected a list{got}"
     if kind == "string_pattern_mismatch":
-        return f"only letters, digits and . _ - may be used{got}"
+        return f"only letters, digits and . _ - may be used, a letter or digit first{got}"
     if kind in ("too_short", "too_long"):
         return re.sub(r"^(Tuple|Dictionary|List) should", "should", message)
     return message.replace("Input should be", "expected a value", 1) + got

@@ -237,15 +237,28 @@ class ConvertStep(Strict):
     source: Source = Field(description="File or folder to convert.")
     to: Literal["pixart", "diffusers", "official"]
     timestep: NonNegativeInt = Field(500, le=999, description="Where DiT and PixArt agree (paper 2.3).")
-    class_condition: Literal["null", "none"] = Field(
-        "null", description="c in E(i): the null class (seen in training) or nothing (the paper's words)."
+    class_condition: Literal["null", "none", "folded"] = Field(
+        "null",
+        description="c in E(i): the null class (seen in training), nothing (the paper's words), or the null "
+        "class added to the timestep embedding's bias as well.",
     )
     shared_mlp: Literal["mean", "first", "zero", "random"] = "mean"
+    dit_definition: Literal["auto", "original", "diffusers"] = Field(
+        "auto",
+        description="Timestep embedding that a diffusers DiT was trained with; auto: original if all blocks "
+        "hold copies of one embedder.",
+    )
     caption_channels: PositiveInt = 4096
     vae: Source | None = Field(None, description="With `to: diffusers`: the VAE of the pipeline.")
     text_encoder: Source | None = Field(
         None, description="With `to: diffusers`: the text encoder of the pipeline."
     )
+    weights: Literal["ema", "model"] = Field("ema", description="Which weights of a file that has both.")
+    sample_size: PositiveInt | None = Field(None, description="Latent side; for files that do not tell.")
+    interpolation_scale: PositiveFloat | None = Field(
+        None, description="Position scale; for files that do not tell."
+    )
+    num_attention_heads: PositiveInt | None = Field(None, description="For widths other than S, B, L, XL.")
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     seed: NonNegativeInt = 0
 
