@@ -60,11 +60,11 @@ class CaptionLog:
         Raises:
             PixartError: the disk is full; the file ends with the batch before.
         """
-        lines = "".join(_line(row) for row in rows).encode()
+        left = memoryview("".join(_line(row) for row in rows).encode())
         size = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(lines)
-            self._file.flush()
+            while left:  # a disk that fills up takes a part and no error
+                left = left[os.write(self._file.fileno(), left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -100,9 +100,9 @@ def open_caption_log(
         before = _read_settings(folder)
         if before is None and path.stat().st_size:
             raise UserError(f"{path} exists, but not {SETTINGS} beside it: choose another output folder")
-        if before is not None:
-            _refuse_other_settings(folder, before["settings"], settings)
         rows = [(row.id, end) for row, end in _rows(path, torn_last_row_is_an_error=False)]
+        if before is not None and rows:  # without rows, nothing was made with the settings before
+            _refuse_other_settings(folder, before["settings"], settings)
         same_schedule = before is not None and before["schedule"] == dict(schedule)
         origin = before["origin"] if before is not None and same_schedule else len(rows)
         all_done = {row_id for row_id, _ in rows}.issuperset(ids)

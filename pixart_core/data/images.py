@@ -81,7 +81,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise UnusableImageError("32-bit pixels have no known range")
-        return Image.fromarray((values // 257).astype(np.uint8), "L").convert("RGB")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8), "L").convert("RGB")
     if image.mode == "F":
         raise UnusableImageError("floating-point pixels have no known range")
     if image.mode == "CMYK":

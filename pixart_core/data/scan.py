@@ -43,7 +43,7 @@ def scan_images(
         heldout_fraction: share of the images (of the combinations, with `heldout_keys`) that is held out.
         heldout_keys: fields of the samples' JSON; images that agree in all of them share their split.
         label_key: field of the samples' JSON that is the class.
-        max_bad_fraction: more unusable images than this share end the scan.
+        max_bad_fraction: more unusable images than this share of all there are end the scan.
 
     Returns:
         the manifest (absolute paths; its folder is the data's root), and {"path", "reason"} of each
@@ -59,21 +59,21 @@ def scan_images(
     listing = list_images(data)
     dropped: Dropped = [dict(row) for row in listing.dropped]
     records: list[ImageRecord] = []
-    total = min(len(listing.candidates), limit or len(listing.candidates))
-    bad_limit = max_bad_fraction * (len(dropped) + total)
-    progress.start("scan", total)
+    total = len(listing.candidates)
+    most_bad = max_bad_fraction * (len(dropped) + total)  # known before the end, whatever follows
+    progress.start("scan", min(total, limit or total))
     for candidate, result in _inspect_all(listing.candidates):
         if isinstance(result, ImageRecord):
             records.append(result)
             progress.advance("scan")
         else:
             dropped.append({"path": candidate.name, "reason": result})
-            if len(dropped) > bad_limit:
+            if len(dropped) > most_bad:
                 break
         if len(records) == limit:
             break
     progress.finish("scan")
-    if not records or len(dropped) > bad_limit:
+    if not records or len(dropped) > most_bad:
         raise UserError(_too_bad(data, records, dropped, max_bad_fraction))
     records = _with_splits(records, heldout_fraction, heldout_keys)
     records, names = _with_labels(data, records, label_key)
@@ -208,7 +208,7 @@ def _known_keys(records: Sequence[ImageRecord]) -> str:
 def _too_bad(data: str, records: Sequence[ImageRecord], dropped: Dropped, allowed: float) -> str:
     seen = len(records) + len(dropped)
     if not records:
-        return f"{data}: none of {seen} images can be used: {_reasons(dropped)}"
+        return f"{data}: none of the first {seen} images can be used: {_reasons(dropped)}"
     return (
         f"{data}: {len(dropped)} of the first {seen} images cannot be used: {_reasons(dropped)}; "
         f"mend them or raise max_bad_fraction ({allowed:g})"
