@@ -223,6 +223,14 @@ def test_a_kept_scan_is_used_again_until_data_or_options_change(
     assert len(manifest_for(step, tmp_path / "kept", Silent()).records) == 6
 
 
+def test_a_kept_scan_of_a_pattern_sees_new_files(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", samples("a"))
+    step = DataOptions(data=str(tmp_path / "*.tar"))
+    assert len(manifest_for(step, tmp_path / "kept", Silent()).records) == 1
+    write_tar(tmp_path / "1.tar", samples("a", "b"))
+    assert len(manifest_for(step, tmp_path / "kept", Silent()).records) == 3
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [

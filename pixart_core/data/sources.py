@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pixart_core.artifacts.card import fingerprint, fingerprint_input
 from pixart_core.artifacts.manifest import image_id
 from pixart_core.data.images import IMAGE_SUFFIXES, UnusableImageError
 from pixart_core.data.tars import index_tar, read_member
@@ -83,6 +84,21 @@ def list_images(data: str) -> Listing:
     if not listing.candidates and not listing.dropped:
         raise UserError(f"{data}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar files")
     return listing
+
+
+def data_fingerprint(data: str) -> str:
+    """`fingerprint_input` that also sees the files behind a pattern and behind `hf:FOLDER`.
+
+    Raises:
+        UserError: a pattern that matches nothing.
+    """
+    if data.startswith("hf:"):
+        place = Path(data.removeprefix("hf:"))
+        folder = next((one for one in (place, place.parent) if one.is_absolute() and one.is_dir()), None)
+        return fingerprint_input(data) if folder is None else fingerprint([data, fingerprint_input(folder)])
+    if Path(data).exists():
+        return fingerprint_input(data)
+    return fingerprint([fingerprint_input(file) for file in _expand(data)[1]])
 
 
 def _walk(folder: Path) -> list[Path]:

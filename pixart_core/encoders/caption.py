@@ -18,6 +18,7 @@ from pixart_core.data.caption_flags import FLAGS, caption_flags
 from pixart_core.data.images import ImageReader
 from pixart_core.data.nouns import caption_statistics
 from pixart_core.data.scan import manifest_for
+from pixart_core.data.sources import data_fingerprint
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import CaptionStep
 
@@ -42,7 +43,7 @@ def run_caption(step: CaptionStep, output: Path, progress: Progress) -> dict[str
     with open_caption_log(
         output,
         settings=_settings(step),
-        schedule={"data": fingerprint_input(str(step.data)), "limit": step.limit, "batch": step.batch_size},
+        schedule={"data": data_fingerprint(str(step.data)), "limit": step.limit, "batch": step.batch_size},
         batch_size=step.batch_size,
         ids=[record.id for record in manifest.records],
     ) as log:
