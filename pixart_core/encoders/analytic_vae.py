@@ -11,10 +11,10 @@ The standard class normalises and bends what passes through; both are undone exa
   residual block after it adds the missing 1/3 (7/9) there, see `_brighten_border`.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models import AutoencoderKL
 from torch import Tensor, nn
 
 _COLOURS = 3
@@ -112,7 +112,7 @@ def _filter(conv: nn.Conv2d, kernel: Tensor) -> None:
     _write_constants(conv)
 
 
-def _brighten_border(resnet: nn.Module) -> None:
+def _brighten_border(resnet: Any) -> None:
     """Let a residual block add u/3 to the edge pixels u, 7u/9 to the corners, nothing elsewhere.
 
     With A = 4 > |u|, two gates a colour are open (A + u, A - u) only at the border, only in a corner:
@@ -120,7 +120,7 @@ def _brighten_border(resnet: nn.Module) -> None:
         u/3 border + 4u/9 corner = g1/3 - 4/9 g2 - A/3 border + 4A/9 corner.
     `border` and `corner` are convolutions of a constant, which the zeros around the picture give away.
     """
-    norm1, conv1, norm2, conv2 = _parts(resnet)
+    norm1, conv1, norm2, conv2 = resnet.norm1, resnet.conv1, resnet.norm2, resnet.conv2
     norm1.weight[: 2 * _COLOURS] = _SIGMA
     # The constant as 64: large enough for SiLU to leave it as it is.
     constant = 64.0
@@ -145,7 +145,3 @@ def _brighten_border(resnet: nn.Module) -> None:
             conv2.weight[out, _COLOURS + colour] = -sign * _CORNER_GAIN / _STEEP * _CENTRE
             back = _CORNER_GAIN * _CORNER - _EDGE_GAIN * _BORDER
             conv2.weight[out, _PLUS] = sign * _RANGE * back / constant
-
-
-def _parts(resnet: nn.Module) -> Sequence[nn.Module]:
-    return resnet.norm1, resnet.conv1, resnet.norm2, resnet.conv2

@@ -4,6 +4,7 @@ Enough to tell captions of a small vocabulary apart, built in milliseconds and s
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -69,11 +70,10 @@ def build_tiny_t5(
         relative_attention_max_distance=128,
         dropout_rate=0.0,
         use_cache=False,
-        tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = T5EncoderModel(config)
-        bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        bias.normal_(std=_POSITION_BIAS_STD)
+        first: Any = model.encoder.block[0]
+        first.layer[0].SelfAttention.relative_attention_bias.weight.normal_(std=_POSITION_BIAS_STD)
     return model.eval().requires_grad_(False)

@@ -74,22 +74,6 @@ class TinyT5(Strict):
     num_heads: PositiveInt = 4
 
 
-class EncodersStep(Strict):
-    """Build small encoders on the spot, saved in the normal Hugging Face layout."""
-
-    command: Literal["encoders"] = "encoders"
-    data: Source
-    vae: Annotated[AnalyticVae | TrainedVae, Field(discriminator="kind")] | None = None
-    text_encoder: TinyT5 | None = None
-    seed: NonNegativeInt = 0
-
-    @model_validator(mode="after")
-    def _something_to_build(self) -> Self:
-        if self.vae is None and self.text_encoder is None:
-            raise ValueError("give vae, text_encoder, or both")
-        return self
-
-
 class DataOptions(Strict):
     """Which images are read, shared by `caption`, `extract-features` and the encoders."""
 
@@ -101,6 +85,25 @@ class DataOptions(Strict):
     )
     label_key: str | None = Field(None, description="JSON field that is the class label of stage 1.")
     max_bad_fraction: Fraction = Field(0.05, description="Stop when more images than this are unusable.")
+
+
+class EncodersStep(DataOptions):
+    """Build small encoders on the spot, saved in the normal Hugging Face layout."""
+
+    command: Literal["encoders"] = "encoders"
+    captions: Source | None = Field(
+        None, description="Captions made by `pixart caption`; default: those of the data."
+    )
+    vae: Annotated[AnalyticVae | TrainedVae, Field(discriminator="kind")] | None = None
+    text_encoder: TinyT5 | None = None
+    device: str | None = Field(None, description="Where a VAE is trained; default: a GPU if there is one.")
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _something_to_build(self) -> Self:
+        if self.vae is None and self.text_encoder is None:
+            raise ValueError("give vae, text_encoder, or both")
+        return self
 
 
 class CaptionStep(DataOptions):

@@ -1,0 +1,230 @@
+"""`pixart extract-features`: VAE moments and text tokens of a data set, once, into a feature store.
+
+Details in the card: latent_channels, caption_channels, max_tokens, storage, count, buckets ("64x64":
+images), captions (distinct ones), vae (see `describe_vae`), text_encoder (`TextEncoder.describe`),
+label_names, error (relative rms error of each kind of stored value).
+"""
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models import AutoencoderKL
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pixart_core.artifacts.captions import read_captions
+from pixart_core.artifacts.card import card_for, fingerprint, fingerprint_input
+from pixart_core.artifacts.feature_writer import FeatureWriter, ImageRows
+from pixart_core.artifacts.features import Bucket
+from pixart_core.artifacts.manifest import ImageRecord, Manifest
+from pixart_core.data.buckets import assign_bucket, bucket_table
+from pixart_core.data.images import ImageReader, resize_and_crop
+from pixart_core.data.scan import manifest_for
+from pixart_core.encoders.captioner import choose_device
+from pixart_core.encoders.text import TextEncoder, load_text_encoder
+from pixart_core.encoders.vae import describe_vae, encode_moments, load_vae, vae_downsampling
+from pixart_core.errors import UserError
+from pixart_core.progress import Progress
+from pixart_core.recipe.schema import ExtractFeaturesStep
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) -> dict[str, Any]:
+    """Encode the training images of `step.data` and their captions into a feature store in `output`.
+
+    Killed and run again, it goes on after the last whole shard and ends with the same bytes.
+
+    Returns:
+        output, and count, captions, buckets, storage, error and uncaptioned (images without a caption).
+
+    Raises:
+        UserError: data, captions or encoders cannot be used, or `output` holds other features.
+        PixartError: the disk is full; published shards are kept.
+    """
+    device, dtype = choose_device(step.device), _DTYPES[step.dtype]
+    vae = load_vae(str(step.vae), device, dtype)
+    vae_details = describe_vae(vae, str(step.vae))
+    table = _bucket_table(step, vae)
+    text_encoder = load_text_encoder(str(step.text_encoder), device, dtype)
+
+    manifest = manifest_for(step, output / "manifest", progress)
+    records = manifest.split("train")
+    if not records:
+        raise UserError(f"{step.data}: no images are left for training (all are held out)")
+    captions = _captions(step, records)
+    # Each distinct caption is encoded and stored once; number 0 is the empty one.
+    numbers: dict[str, int] = {"": 0}
+    for caption in captions:
+        numbers.setdefault(caption, len(numbers))
+
+    plan = {
+        "options": _deciding_options(step),
+        "data": fingerprint_input(str(step.data)),
+        "records": [(record.id, record.label) for record in records],
+        "captions": captions,
+        "vae": vae_details,
+        "text_encoder": text_encoder.describe(),
+    }
+    writer = FeatureWriter(output, fingerprint(plan), step.storage)
+    _encode_captions(step, text_encoder, list(numbers), writer, progress)
+    rows = [(record, numbers[caption]) for record, caption in zip(records, captions, strict=True)]
+    buckets = _by_bucket(rows, table)
+    _encode_images(step, vae, manifest, buckets, writer, progress)
+
+    details = {
+        "latent_channels": vae_details["latent_channels"],
+        "caption_channels": text_encoder.channels,
+        "max_tokens": step.max_tokens,
+        "storage": step.storage,
+        "count": len(records),
+        "buckets": {f"{height}x{width}": len(group) for (height, width), group in buckets.items()},
+        "captions": len(numbers),
+        "vae": vae_details,
+        "text_encoder": text_encoder.describe(),
+        "label_names": list(manifest.label_names),
+        "error": writer.errors(),
+    }
+    writer.finish(card_for("features", step, details))
+    uncaptioned = captions.count("")
+    _report(step, details["error"], uncaptioned, len(records), progress)
+    told = {key: details[key] for key in ("count", "captions", "buckets", "storage", "error")}
+    return {"output": str(output), **told, "uncaptioned": uncaptioned}
+
+
+def _bucket_table(step: ExtractFeaturesStep, vae: AutoencoderKL) -> tuple[Bucket, ...]:
+    table = bucket_table(step.aspect_buckets, step.resolution)
+    factor = vae_downsampling(vae)
+    for height, width in table:
+        if height % factor or width % factor:
+            raise UserError(f"bucket {height}x{width}: the VAE needs sides that are multiples of {factor}")
+    return table
+
+
+def _captions(step: ExtractFeaturesStep, records: Sequence[ImageRecord]) -> list[str]:
+    if step.captions is None:
+        return [(record.caption or "").strip() for record in records]
+    rows = read_captions(str(step.captions))
+    missing = [record for record in records if record.id not in rows]
+    if missing:
+        raise UserError(
+            f"{step.captions} lacks the captions of {len(missing)} of {len(records)} images, e.g. of "
+            f"{missing[0].path} ({missing[0].id}); caption the same data"
+        )
+    return [rows[record.id].caption.strip() for record in records]
+
+
+def _deciding_options(step: ExtractFeaturesStep) -> dict[str, Any]:
+    """Options that change what is stored; the others only change how, or are seen in the records."""
+    chosen = ("resolution", "aspect_buckets", "max_tokens", "storage", "shard_size", "dtype")
+    return step.model_dump(mode="json", include=set(chosen))
+
+
+def _by_bucket(
+    rows: Sequence[tuple[ImageRecord, int]], table: Sequence[Bucket]
+) -> dict[Bucket, list[tuple[ImageRecord, int]]]:
+    """The images of each bucket, in the order of the manifest; buckets in that of their sizes."""
+    groups: dict[Bucket, list[tuple[ImageRecord, int]]] = {}
+    nearest: dict[tuple[int, int], Bucket] = {}
+    for record, caption in rows:
+        size = (record.height, record.width)
+        if size not in nearest:
+            nearest[size] = assign_bucket(*size, table)
+        groups.setdefault(nearest[size], []).append((record, caption))
+    return dict(sorted(groups.items()))
+
+
+def _encode_captions(
+    step: ExtractFeaturesStep,
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    writer: FeatureWriter,
+    progress: Progress,
+) -> None:
+    progress.start("captions", len(captions))
+    for number, part in enumerate(_parts(captions, step.shard_size)):
+        name = f"text-{number:05d}.safetensors"
+        if not writer.has(name):
+            writer.write_text(name, encoder.encode_each(part, step.max_tokens, step.batch_size))
+        progress.advance("captions", len(part))
+    progress.finish("captions")
+
+
+def _encode_images(
+    step: ExtractFeaturesStep,
+    vae: AutoencoderKL,
+    manifest: Manifest,
+    buckets: dict[Bucket, list[tuple[ImageRecord, int]]],
+    writer: FeatureWriter,
+    progress: Progress,
+) -> None:
+    reader = ImageReader(manifest.folder)
+    progress.start("images", sum(map(len, buckets.values())))
+    for bucket, rows in buckets.items():
+        for number, part in enumerate(_parts(rows, step.shard_size)):
+            name = f"image-{bucket[0]}x{bucket[1]}-{number:05d}.safetensors"
+            if writer.has(name):
+                progress.advance("images", len(part))
+                continue
+            moments = []
+            for pixels in _read_ahead(reader, [record for record, _ in part], bucket, step.batch_size):
+                moments.append(encode_moments(vae, pixels.float() / 127.5 - 1, step.batch_size))
+                progress.advance("images", len(pixels))
+            writer.write_images(name, bucket, _image_rows(part, moments))
+    progress.finish("images")
+
+
+def _image_rows(
+    rows: Sequence[tuple[ImageRecord, int]], moments: Sequence[tuple[Tensor, Tensor]]
+) -> ImageRows:
+    records = [record for record, _ in rows]
+    return ImageRows(
+        ids=[record.id for record in records],
+        mean=torch.cat([mean for mean, _ in moments]),
+        std=torch.cat([std for _, std in moments]),
+        labels=torch.tensor([-1 if record.label is None else record.label for record in records]),
+        sizes=torch.tensor([(record.height, record.width) for record in records]),
+        captions=torch.tensor([caption for _, caption in rows]),
+    )
+
+
+def _read_ahead(
+    reader: ImageReader, records: Sequence[ImageRecord], bucket: Bucket, batch_size: int
+) -> Iterator[UInt8[Tensor, "b 3 height width"]]:
+    """Batches in order; threads decode the next ones while the VAE works on this one."""
+
+    def read(batch: Sequence[ImageRecord]) -> Tensor:
+        images = [resize_and_crop(reader.read(record), *bucket) for record in batch]
+        pixels = np.stack([np.asarray(image) for image in images])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: collections.deque[Future[Tensor]] = collections.deque()
+        for batch in _parts(records, batch_size):
+            waiting.append(pool.submit(read, batch))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _report(
+    step: ExtractFeaturesStep, errors: dict[str, float], uncaptioned: int, count: int, progress: Progress
+) -> None:
+    if uncaptioned:
+        progress.say(f"{uncaptioned} of {count} images have no caption; they train on the empty one")
+    if step.storage != "fp32":
+        parts = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
+        progress.say(f"relative rms error of {step.storage} storage: {parts}")

@@ -1,0 +1,104 @@
+"""Finding and loading models in Hugging Face layout, with errors that say what to do."""
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from pixart_core.errors import UserError
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+def locate(source: str, part: str) -> dict[str, Any]:
+    """Where `part` (e.g. "vae") of `source` lies, as arguments of `from_pretrained`.
+
+    Args:
+        source: a folder that is the part or contains it (a pipeline, the output of `pixart encoders`), or
+            the hub id of either.
+
+    Raises:
+        UserError: a path that is no folder, a folder or hub repository that holds nothing of that name,
+            or a repository that cannot be reached and is not in the cache.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if (folder / part / "config.json").is_file():
+            return {"pretrained_model_name_or_path": str(folder / part)}
+        if (folder / "config.json").is_file():
+            return {"pretrained_model_name_or_path": str(folder)}
+        raise UserError(f"{source} holds neither config.json nor {part}/config.json; expected a {part}")
+    if folder.exists() or not _HUB_ID.fullmatch(source):
+        raise UserError(f"{source} is not a folder; give the folder or the hub id of a {part}")
+    return _locate_on_hub(source, part)
+
+
+def _locate_on_hub(repository: str, part: str) -> dict[str, Any]:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    place: dict[str, Any] = {"pretrained_model_name_or_path": repository}
+    configs = {f"{part}/config.json": {"subfolder": part}, "config.json": {}}
+    try:
+        # Asked once, without the retries of a download: a machine without network shall say so at once.
+        siblings = HfApi().model_info(repository, timeout=20).siblings or []
+    except Exception as error:  # no network, offline mode, no such repository, no access: many classes
+        for config, where in configs.items():
+            if isinstance(try_to_load_from_cache(repository, config), str):
+                return place | where | {"local_files_only": True}
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{part} {repository!r}: no folder of that name here, not in the Hugging Face cache, and the hub "
+            f"cannot give it ({reason})"
+        ) from error
+    files = {sibling.rfilename for sibling in siblings}
+    for config, where in configs.items():
+        if config in files:
+            return place | where
+    raise UserError(f"{repository} on the hub holds neither config.json nor {part}/config.json")
+
+
+def short_name(source: str) -> str:
+    """A hub id as it is, of a path the last name: cards hold no absolute paths."""
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.is_dir() else source
+
+
+def quiet() -> None:
+    """Hide transformers' bars of milliseconds; downloads have bars of their own."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading(source: str, part: str) -> Iterator[None]:
+    """Turn what `from_pretrained` raises into a `UserError`."""
+    quiet()
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{source}: cannot load the {part}: {reason}") from error
+
+
+def refuse_missing(source: str, part: str, missing: list[str]) -> None:
+    """Raise for weights that the files lack: `from_pretrained` would draw them at random."""
+    if missing:
+        raise UserError(f"{source}: the {part} lacks {len(missing)} weights, e.g. {sorted(missing)[0]}")
+
+
+def weight_hash(model: nn.Module) -> str:
+    """16 hex digits over names, types and bits of all weights, whatever file they came from."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""The text encoder: T5, or any other text model of transformers, by hub id or folder."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextModel,
+    MT5EncoderModel,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
+
+from pixart_core.encoders.pretrained import loading, locate, refuse_missing, short_name, weight_hash
+from pixart_core.errors import UserError
+
+_ENCODERS: dict[str, Any] = {
+    "clip": CLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+    "mt5": MT5EncoderModel,
+    "t5": T5EncoderModel,
+    "umt5": UMT5EncoderModel,
+}
+
+
+@dataclasses.dataclass
+class TextEncoder:
+    """A frozen text model and its tokenizer.
+
+    Attributes:
+        name: hub id, or the folder's last name.
+        hash: of the weights as they were stored.
+        channels: width of a token's state.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    hash: str
+    channels: int
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: Sequence[str], max_tokens: int = 120
+    ) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+        """Last hidden states (float32, zero at padding) and the mask of valid tokens.
+
+        Texts are stripped of surrounding blanks, nothing else. l is the longest text here, at most
+        `max_tokens`; longer texts are cut. The empty text has at least one valid token.
+        """
+        tokens = self._tokenize(texts, max_tokens)
+        padded = self.tokenizer.pad(tokens, padding="longest", return_tensors="pt").to(self.model.device)
+        mask = padded["attention_mask"].bool()
+        hidden = self.model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])[0]
+        return hidden.float() * mask.unsqueeze(-1), mask
+
+    def encode_each(
+        self, texts: Sequence[str], max_tokens: int = 120, batch_size: int = 32
+    ) -> list[Float[Tensor, "l d"]]:
+        """The valid states of each text, on the CPU, encoded in batches of similar length."""
+        lengths = [len(ids) for ids in self._tokenize(texts, max_tokens)["input_ids"]]
+        order = sorted(range(len(texts)), key=lambda number: lengths[number])
+        states: list[Tensor] = [torch.empty(0)] * len(texts)
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            hidden, mask = self.encode([texts[number] for number in numbers], max_tokens)
+            hidden, mask = hidden.cpu(), mask.cpu()
+            for row, number in enumerate(numbers):
+                states[number] = hidden[row, mask[row]]
+        return states
+
+    def describe(self) -> dict[str, Any]:
+        """What the card of a feature store says of its text encoder."""
+        return {"name": self.name, "hash": self.hash, "channels": self.channels}
+
+    def _tokenize(self, texts: Sequence[str], max_tokens: int) -> Any:
+        limit = min(max_tokens, self.tokenizer.model_max_length)
+        stripped = [text.strip() for text in texts]
+        return self.tokenizer(stripped, add_special_tokens=True, truncation=True, max_length=limit)
+
+
+def load_text_encoder(
+    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> TextEncoder:
+    """Load a text encoder with its tokenizer.
+
+    Args:
+        source: hub id or folder, holding both model and tokenizer or `text_encoder/` and `tokenizer/`.
+        dtype: float32 or bfloat16; T5 overflows in float16.
+
+    Raises:
+        UserError: it is not there, is no text model, lacks weights, or its tokenizer gives the empty
+            caption no token.
+    """
+    assert dtype != torch.float16
+    place = locate(source, "text_encoder")
+    with loading(source, "text_encoder"):
+        config = AutoConfig.from_pretrained(**place)
+        model_class = _ENCODERS.get(config.model_type, AutoModel)
+        model, info = model_class.from_pretrained(**place, dtype="auto", output_loading_info=True)
+        tokenizer = _load_tokenizer(place)
+    # A pooling layer that the files lack is drawn at random, and not used here.
+    missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
+    refuse_missing(source, "text_encoder", missing)
+    _prepare_tokenizer(source, tokenizer)
+    digest = weight_hash(model)
+    if config.is_encoder_decoder and hasattr(model, "get_decoder"):
+        model = model.get_encoder()
+    channels = getattr(config, "d_model", None) or getattr(model.config, "hidden_size", None)
+    if channels is None:
+        raise UserError(f"{source}: {type(model).__name__} is no text model")
+    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    return TextEncoder(model, tokenizer, short_name(source), digest, int(channels))
+
+
+def _load_tokenizer(place: dict[str, Any]) -> Any:
+    """The tokenizer beside the model, or in the folder `tokenizer` next to it."""
+    if "subfolder" in place:
+        return AutoTokenizer.from_pretrained(**place | {"subfolder": "tokenizer"})
+    folder = Path(place["pretrained_model_name_or_path"])
+    if folder.name == "text_encoder" and (folder.parent / "tokenizer").is_dir():
+        return AutoTokenizer.from_pretrained(folder.parent / "tokenizer")
+    return AutoTokenizer.from_pretrained(**place)
+
+
+def _prepare_tokenizer(source: str, tokenizer: Any) -> None:
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if not tokenizer("").input_ids:
+        raise UserError(
+            f"{source}: its tokenizer gives the empty caption no token; choose an encoder whose tokenizer "
+            "marks the end of a text"
+        )
