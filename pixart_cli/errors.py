@@ -28,8 +28,9 @@ def user_errors() -> Iterator[None]:
         fail("; ".join(f"{place}: {message}" for place, message in places), 2)
     except PixartError as error:
         fail(str(error), 1)
-    except KeyboardInterrupt:
-        print("pixart: interrupted, work so far is kept", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        about = f" ({stop})" if str(stop) else ""
+        print(f"pixart: interrupted, work so far is kept{about}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         raise

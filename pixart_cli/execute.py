@@ -34,7 +34,6 @@ def execute(
         plan = {"command": command, "output": str(output), "options": options, "estimate": estimate(step)}
         show(plan, as_json=as_json)
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
     with stdout_to_stderr(), RichProgress() as progress:
         result = RUNNERS[command](step, output, progress)
     show(result, as_json=as_json)

@@ -8,7 +8,7 @@ from pixart_core.progress import Progress
 from pixart_core.recipe.chain import Runner
 
 FUNCTIONS = {
-    "shapes": "pixart_core.data.shapes:run_shapes",
+    "shapes": "pixart_core.data.shapes_dataset:run_shapes",
     "encoders": "pixart_core.encoders.build:run_encoders",
     "caption": "pixart_core.encoders.caption:run_caption",
     "extract-features": "pixart_core.encoders.extract:run_extraction",

@@ -185,6 +185,7 @@ def test_failures_are_one_line_and_exit_1(
 
     calls.action = fail
     assert error_of(capsys, "sample", "--checkpoint", "x", "a fox", code=code) == line
+    assert [path.name for path in here.iterdir()] == ["recipe.yaml"]
 
 
 def test_ctrl_c_is_130_and_says_that_work_is_kept(
@@ -362,6 +363,10 @@ def test_every_step_of_a_recipe_has_a_runner() -> None:
     from pixart_core.recipe.schema import Recipe
 
     assert set(runners.FUNCTIONS) == set(tags(child(child(Recipe, "steps"), "x")))
+    for command, place in runners.FUNCTIONS.items():
+        module, function = place.split(":")
+        source = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py").read_text()
+        assert f"def {function}(step: " in source, command
 
 
 def test_progress_without_a_terminal_prints_a_line_now_and_then(
