@@ -219,3 +219,15 @@ def _two_best(
         overlaps.append((float(overlap), shape))
     best, second = sorted(overlaps, reverse=True)[:2]
     return best, second
+
+
+def describe(found: Detection) -> str:
+    """What was found, in words for a person."""
+    if found.background == UNKNOWN and not found.objects:
+        return "nothing that can be told"
+    things = [f"{' '.join(thing.name)} ({_place(thing)})" for thing in found.objects]
+    return f"{', '.join(things) or 'no object'} on {found.background}"
+
+
+def _place(thing: DetectedObject) -> str:
+    return thing.position if thing.position != UNKNOWN else "between places"

@@ -1,0 +1,126 @@
+"""Reading what `evaluate` looks at: sample sets and the logs of training runs."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.checkpoint import LOG, read_checkpoint_card
+from pixart_core.data.shapes import Scene, scene_from_meta
+from pixart_core.errors import UserError
+
+SAMPLES = "samples.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One generated picture: its file, its prompt, and the ground truth that came with the prompt."""
+
+    id: str
+    file: Path
+    prompt: str
+    seed: int
+    height: int
+    width: int
+    meta: Mapping[str, Any]
+
+    def open(self) -> Image.Image:
+        """The picture as RGB.
+
+        Raises:
+            UserError: the file is gone or damaged.
+        """
+        try:
+            with Image.open(self.file) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be read ({error}); sample again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSet:
+    """The samples of one `pixart sample`, under the name that the report gives them."""
+
+    name: str
+    card: Card
+    samples: tuple[Sample, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """A finished training: its card and the rows of its log."""
+
+    name: str
+    card: Card
+    rows: tuple[Mapping[str, float], ...]
+
+
+def read_sample_set(name: str, folder: Path) -> SampleSet:
+    """Read the sample set in `folder`.
+
+    Raises:
+        UserError: not a finished sample set, an empty one, or a damaged line (named).
+    """
+    card = Card.read(folder, "samples")
+    samples = []
+    for number, row in _rows(folder / SAMPLES):
+        try:
+            known = {
+                field.name: row[field.name] for field in dataclasses.fields(Sample) if field.name != "file"
+            }
+            samples.append(Sample(**known, file=folder / row["file"]))
+        except KeyError as error:
+            raise UserError(f"{folder / SAMPLES}:{number}: no {error}; sample again") from error
+    if not samples:
+        raise UserError(f"{folder} holds no samples")
+    return SampleSet(name, card, tuple(samples))
+
+
+def read_training_run(name: str, folder: Path) -> TrainingRun:
+    """Read the log of the training in `folder`.
+
+    Raises:
+        UserError: not a finished training, or a checkpoint that was converted, not trained.
+    """
+    card = read_checkpoint_card(folder)
+    if card.options.get("command") != "train":
+        raise UserError(
+            f"runs {name}: {folder} was made by `pixart {card.options.get('command')}`, not trained"
+        )
+    rows = tuple(row for _, row in _rows(folder / LOG)) if (folder / LOG).exists() else ()
+    return TrainingRun(name, card, rows)
+
+
+def true_scenes(samples: SampleSet) -> list[Scene]:
+    """What each sample should show.
+
+    Raises:
+        UserError: the prompts came without the ground truth of generated shapes.
+    """
+    scenes = []
+    for number, sample in enumerate(samples.samples, 1):
+        try:
+            scenes.append(scene_from_meta(dict(sample.meta), sample.height, sample.width))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"samples {samples.name}: sample {number} ({sample.prompt!r}) has no ground truth, so bench "
+                "shapes cannot score it; sample with prompts_file set to a `pixart shapes` manifest"
+            ) from error
+    return scenes
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
+            rows.append((number, row))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    return rows
