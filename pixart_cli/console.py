@@ -16,11 +16,16 @@ from pixart_core.recipe.document import dump_yaml
 PLAIN_SECONDS = 15.0
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks for all: under torchrun or accelerate only rank 0 does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class RichProgress:
     """A `pixart_core.progress.Progress`: bars on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not is_first_process())
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
         self._plain: dict[str, _PlainTask] = {}
@@ -118,5 +123,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 def show(result: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the one result of a command on stdout: a JSON object, or YAML for a person."""
+    if not is_first_process():
+        return
     plain = json.loads(json.dumps(result, default=str))
     print(json.dumps(plain) if as_json else dump_yaml(plain).rstrip())

@@ -256,6 +256,17 @@ def test_run_prints_report_pipeline_and_metrics(
     assert len(calls) == 4
 
 
+def test_of_several_processes_only_the_first_speaks(
+    here: Path, calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert pixart("sample", "--checkpoint", "x", "a fox", "--output", "s", "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "work" not in captured.err
+    assert len(calls) == 1
+
+
 def test_hyphens_and_underscores_are_the_same_option(here: Path, calls: Calls) -> None:
     (here / "made").mkdir()
     for spelling in ("--num-inference-steps", "--num_inference_steps"):
