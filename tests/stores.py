@@ -12,8 +12,8 @@ DETAILS = {
     "caption_channels": 8,
     "max_tokens": 120,
     "label_names": ["a", "b"],
-    "vae": {"name": "vae", "scaling_factor": 1.0, "shift_factor": 0.0, "downsampling": 2},
-    "text_encoder": {"name": "text"},
+    "vae": {"name": "vae", "source": "vae", "scaling_factor": 1.0, "shift_factor": 0.0, "downsampling": 2},
+    "text_encoder": {"name": "text", "source": "text"},
 }
 
 

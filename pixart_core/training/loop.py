@@ -16,6 +16,7 @@ from pixart_core.artifacts.card import card_for
 from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.publish import write_json, write_text
+from pixart_core.artifacts.uncond import read_uncond, write_uncond
 from pixart_core.diffusion.schedule import NoiseSchedule
 from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer
@@ -113,6 +114,8 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
     progress.finish(task)
 
     if accelerator.is_main_process:
+        if unconditional is not None and unconditional.keeps_mask:
+            write_uncond(output, unconditional.tokens)
         publish(step, output, model, ema, facts.to_details(), counters)
     return {
         "output": str(output),
@@ -166,6 +169,8 @@ def find_unconditional(step: TrainStep, store: FeatureStore, model: Transformer)
         return None
     if step.uncond == "empty":
         return Unconditional(store.empty_caption().float(), keeps_mask=False)
+    if step.init is not None and (stored := read_uncond(Path(str(step.init)))) is not None:
+        return Unconditional(stored.float(), keeps_mask=True)
     # The released code's y_embedding: fixed at random, never trained.
     generator = torch.Generator().manual_seed(derive_seed(step.seed, "learned unconditional"))
     channels = model.config.caption_channels

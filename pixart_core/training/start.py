@@ -45,8 +45,8 @@ def start_model(step: TrainStep, store: FeatureStore) -> tuple[Transformer, Mode
     return model, dataclasses.replace(
         inherited,
         uncond=step.uncond,
-        vae=store.details["vae"]["name"],
-        text_encoder=store.details["text_encoder"]["name"],
+        vae=store.details["vae"]["source"],
+        text_encoder=store.details["text_encoder"]["source"],
         max_tokens=store.max_tokens,
         label_names=store.label_names,
     )

@@ -1,0 +1,86 @@
+"""A sample set: images with a line of provenance each. Writer and reader."""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.publish import write_bytes, write_text
+from pixart_core.errors import UserError
+
+SAMPLES = "samples.jsonl"
+IMAGES = "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRecord:
+    """One generated image.
+
+    Attributes:
+        id: id of the prompt: the manifest id it came from, else its number.
+        file: path relative to the sample set's folder; numbered, so no two prompts share a name.
+        seed: the image's own seed, from which its noise derives alone.
+        height, width: pixels.
+        meta: ground truth of the prompt, where its source has one.
+    """
+
+    id: str
+    file: str
+    prompt: str
+    seed: int
+    height: int
+    width: int
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def image_file(number: int) -> str:
+    """Name of image `number` of a set."""
+    return f"{IMAGES}/{number:06d}.png"
+
+
+def write_image(folder: Path, record: SampleRecord, image: Image.Image, settings: dict[str, Any]) -> None:
+    """Publish one image; prompt, seed and settings ride along as PNG text."""
+    provenance = PngImagePlugin.PngInfo()
+    row = {name: value for name, value in dataclasses.asdict(record).items() if name != "meta"}
+    provenance.add_itxt("pixart", json.dumps(row | settings, sort_keys=True, ensure_ascii=False))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=provenance)
+    write_bytes(folder / record.file, buffer.getvalue())
+
+
+def finish_samples(folder: Path, records: list[SampleRecord], card: Card) -> None:
+    """Write `samples.jsonl`, then the card."""
+    lines = (json.dumps(dataclasses.asdict(record), sort_keys=True, ensure_ascii=False) for record in records)
+    write_text(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
+    card.write(folder)
+
+
+def read_samples(folder: Path) -> list[SampleRecord]:
+    """The records of a finished sample set.
+
+    Raises:
+        UserError: not a sample set, unfinished, or an image is gone.
+    """
+    Card.read(folder, "samples")
+    records = [SampleRecord(**row) for row in _rows(folder / SAMPLES)]
+    for record in records:
+        if not (folder / record.file).is_file():
+            raise UserError(f"{folder}: {record.file} is listed in {SAMPLES} but is not there")
+    return records
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error})") from error

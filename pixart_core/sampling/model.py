@@ -1,0 +1,120 @@
+"""Load all that sampling needs from a pipeline folder or a checkpoint of ours."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pixart_core.artifacts.checkpoint import ModelFacts
+from pixart_core.artifacts.uncond import read_uncond
+from pixart_core.encoders.text import TextEncoder, load_text_encoder
+from pixart_core.encoders.vae import load_vae, vae_downsampling
+from pixart_core.errors import UserError
+from pixart_core.models.files import load_transformer
+from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.training.start import read_facts
+
+PIPELINE = "model_index.json"
+
+
+@dataclasses.dataclass
+class SamplingModel:
+    """A text-to-image model, ready to sample.
+
+    Attributes:
+        learned_uncond: tokens of the learned unconditional caption; None: the empty caption is encoded.
+    """
+
+    transformer: PixArtTransformer
+    vae: Any
+    text_encoder: TextEncoder
+    facts: ModelFacts
+    learned_uncond: Float[Tensor, "l d"] | None
+    device: torch.device
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Picture pixels per latent pixel, along a side."""
+        return vae_downsampling(self.vae)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the position embedding is scaled for."""
+        side = self.transformer.config.sample_size * self.pixels_per_latent
+        return side, side
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises:
+        UserError: the size does not divide into patches."""
+        step = self.pixels_per_latent * self.transformer.config.patch_size
+        if height % step or width % step:
+            raise UserError(f"{height}x{width}: height and width must be multiples of {step} for this model")
+
+    def encode(
+        self, prompts: list[str], negative_prompt: str
+    ) -> tuple[list[Float[Tensor, "l d"]], Float[Tensor, "l d"]]:
+        """Tokens of each prompt, and of the unconditional branch."""
+        encoded = self.text_encoder.encode_each([*prompts, negative_prompt], self.facts.max_tokens)
+        return encoded[:-1], encoded[-1]
+
+    @torch.inference_mode()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Pictures in [-1, 1] from scaled latents."""
+        config = self.vae.config
+        latents = latents.to(self.vae.dtype) / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        return self.vae.decode(latents).sample.float().clamp(-1, 1)
+
+
+def load_model(source: str, device: torch.device, dtype: torch.dtype) -> SamplingModel:
+    """Load a model.
+
+    Args:
+        source: pipeline folder (ours or any `PixArtAlphaPipeline`), or the output of `train` or `convert`.
+
+    Raises:
+        UserError: not there, class-conditional, or encoders that cannot be loaded.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"{source} is not a folder (a pipeline, or the output of pixart train or convert)")
+    facts = read_facts(folder)
+    if (folder / PIPELINE).is_file():
+        facts = _pipeline_facts(folder, facts)
+    transformer = load_transformer(folder)
+    if not isinstance(transformer, PixArtTransformer):
+        raise UserError(
+            f"{source} is a class-conditional DiT; `pixart convert --to pixart` makes a text-to-image "
+            "model of it"
+        )
+    learned = read_uncond(folder) if facts.uncond == "learned" else None
+    return SamplingModel(
+        transformer=transformer.eval().requires_grad_(False).to(device, dtype),
+        vae=load_vae(facts.vae, device),
+        text_encoder=load_text_encoder(facts.text_encoder, device),
+        facts=facts,
+        learned_uncond=learned,
+        device=device,
+    )
+
+
+def _pipeline_facts(folder: Path, facts: ModelFacts) -> ModelFacts:
+    """A pipeline brings its own encoders, and its scheduler knows what the model predicts."""
+    try:
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot read scheduler/scheduler_config.json: {error}") from error
+    kind = scheduler.get("prediction_type", "epsilon")
+    return dataclasses.replace(facts, prediction_type=kind, vae=str(folder), text_encoder=str(folder))
+
+
+def pad_tokens(
+    tokens: list[Float[Tensor, "l d"]],
+) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
+    """Stack token sequences of different lengths; the mask is True on tokens."""
+    padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in tokens])
+    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

@@ -1,0 +1,110 @@
+"""`pixart sample`: prompts in, a sample set out; a killed run continues."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pixart_core.artifacts.card import Card, card_for
+from pixart_core.artifacts.samples import SampleRecord, finish_samples, write_image
+from pixart_core.errors import UserError
+from pixart_core.progress import Progress
+from pixart_core.recipe.schema import SampleStep
+from pixart_core.sampling.denoise import denoise, initial_noise
+from pixart_core.sampling.model import SamplingModel, load_model
+from pixart_core.sampling.requests import read_requests
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+STARTED = "sampling.json"
+
+
+def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str, Any]:
+    """Draw what `step` asks for into `output`; images that are there already are kept.
+
+    Raises:
+        UserError: checkpoint, prompts or sizes are wrong, or `output` holds other samples.
+    """
+    device = torch.device(step.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
+    records = read_requests(step, model.default_size)
+    for height, width in {(record.height, record.width) for record in records}:
+        model.check_size(height, width)
+    card = card_for("samples", step, {"model": model.facts.to_details()["model"], "count": len(records)})
+    _start(output, card)
+
+    todo = [record for record in records if not (output / record.file).is_file()]
+    if len(todo) < len(records):
+        progress.say(f"{len(records) - len(todo)} of {len(records)} images are there already")
+    task = f"sample {output.name}"
+    progress.start(task, len(records))
+    progress.advance(task, len(records) - len(todo))
+    settings = {
+        "checkpoint": card.inputs["checkpoint"],
+        "num_inference_steps": step.num_inference_steps,
+        "guidance_scale": step.guidance_scale,
+        "negative_prompt": step.negative_prompt,
+        "scheduler": step.scheduler,
+        "dtype": step.dtype,
+        "pixart_version": card.pixart_version,
+    }
+    for batch in _batches(todo, step.batch_size):
+        for record, image in zip(batch, _draw(model, step, batch), strict=True):
+            write_image(output, record, image, settings)
+        progress.advance(task, len(batch))
+    progress.finish(task)
+    finish_samples(output, records, card)
+    return {"output": str(output), "images": len(records)}
+
+
+def _batches(records: list[SampleRecord], size: int) -> Iterator[list[SampleRecord]]:
+    """Batches of one picture size each."""
+
+    def key(record: SampleRecord) -> tuple[int, int]:
+        return record.height, record.width
+
+    for _, group in groupby(sorted(records, key=key), key=key):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) -> list[Image.Image]:
+    factor = model.pixels_per_latent
+    shape = (
+        model.transformer.config.in_channels,
+        records[0].height // factor,
+        records[0].width // factor,
+    )
+    prompts, unconditional = model.encode([record.prompt for record in records], step.negative_prompt)
+    latents = denoise(
+        model,
+        initial_noise([record.seed for record in records], shape),
+        prompts,
+        unconditional,
+        scheduler=step.scheduler,
+        num_inference_steps=step.num_inference_steps,
+        guidance_scale=step.guidance_scale,
+    )
+    pixels = ((model.decode(latents) + 1) * 127.5).round().byte()
+    return [Image.fromarray(np.asarray(p)) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def _start(output: Path, card: Card) -> None:
+    """Remember what is being drawn, or compare with what an earlier, killed run began.
+
+    Raises:
+        UserError: `output` holds samples of another checkpoint or of other options.
+    """
+    marker = output / STARTED
+    if marker.is_file():
+        if marker.read_text().strip() != card.fingerprint:
+            raise UserError(
+                f"{output} holds samples of another checkpoint or with other options; choose another output"
+            )
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    marker.write_text(card.fingerprint + "\n")
