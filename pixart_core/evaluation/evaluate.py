@@ -83,8 +83,8 @@ def _shapes(
     task = f"shapes {samples.name}"
     progress.start(task, len(truths))
     found = []
-    for sample in samples.samples:
-        found.append(detect_scene(np.asarray(sample.open())))
+    for picture in samples.pictures():
+        found.append(detect_scene(np.asarray(picture)))
         progress.advance(task)
     progress.finish(task)
     prompts = [sample.prompt for sample in samples.samples]
@@ -108,7 +108,7 @@ def _frechet(sets: Sequence[SampleSet], step: EvaluateStep, progress: Progress) 
     for samples in sets:
         task = f"frechet {samples.name}"
         progress.start(task, None)
-        features = extract((sample.open() for sample in samples.samples), extractor)
+        features = extract(samples.pictures(), extractor)
         value, error = frechet_with_error(features, moments)
         results[samples.name] = {
             "value": round(value, 6),

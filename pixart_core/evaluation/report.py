@@ -14,7 +14,7 @@ from PIL import Image
 from pixart_core.artifacts.publish import write_json, write_text
 from pixart_core.evaluation.charts import loss_chart
 from pixart_core.evaluation.report_data import EXPLANATIONS
-from pixart_core.evaluation.sample_set import Sample, SampleSet
+from pixart_core.evaluation.sample_set import SampleSet
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 24  # samples of a set that are seen at once
@@ -63,14 +63,17 @@ def render_page(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> str:
 def _grid(samples: SampleSet, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = report["sample_sets"][samples.name]["samples"]
     return [
-        row | {"image": picture_url(sample), "crisp": max(sample.height, sample.width) < CRISP_BELOW}
+        row
+        | {
+            "image": picture_url(samples.picture(sample)),
+            "crisp": max(sample.height, sample.width) < CRISP_BELOW,
+        }
         for row, sample in zip(rows[:EMBEDDED], samples.samples, strict=False)
     ]
 
 
-def picture_url(sample: Sample) -> str:
-    """The picture of `sample` as a data URL: PNG when small, else a JPEG of at most `MAX_SIDE`."""
-    image = sample.open()
+def picture_url(image: Image.Image) -> str:
+    """A picture as a data URL: PNG when small, else a JPEG of at most `MAX_SIDE`."""
     buffer = io.BytesIO()
     if max(image.size) <= MAX_SIDE:
         image.save(buffer, "png", optimize=True)

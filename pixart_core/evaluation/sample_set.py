@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,9 @@ from PIL import Image
 
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.checkpoint import LOG, read_checkpoint_card
+from pixart_core.artifacts.samples import SAMPLES, SampleRecord, read_samples
 from pixart_core.data.shapes import Scene, scene_from_meta
 from pixart_core.errors import UserError
-
-SAMPLES = "samples.jsonl"
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One generated picture: its file, its prompt, and the ground truth that came with the prompt."""
-
-    id: str
-    file: Path
-    prompt: str
-    seed: int
-    height: int
-    width: int
-    meta: Mapping[str, Any]
-
-    def open(self) -> Image.Image:
-        """The picture as RGB.
-
-        Raises:
-            UserError: the file is gone or damaged.
-        """
-        try:
-            with Image.open(self.file) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be read ({error}); sample again") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +20,26 @@ class SampleSet:
     """The samples of one `pixart sample`, under the name that the report gives them."""
 
     name: str
+    folder: Path
     card: Card
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleRecord, ...]
+
+    def picture(self, sample: SampleRecord) -> Image.Image:
+        """The picture of `sample` as RGB.
+
+        Raises:
+            UserError: the file is gone or damaged.
+        """
+        path = self.folder / sample.file
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error}); sample again") from error
+
+    def pictures(self) -> Iterator[Image.Image]:
+        """All pictures, in order."""
+        return (self.picture(sample) for sample in self.samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +58,13 @@ def read_sample_set(name: str, folder: Path) -> SampleSet:
         UserError: not a finished sample set, an empty one, or a damaged line (named).
     """
     card = Card.read(folder, "samples")
-    samples = []
-    for number, row in _rows(folder / SAMPLES):
-        try:
-            known = {
-                field.name: row[field.name] for field in dataclasses.fields(Sample) if field.name != "file"
-            }
-            samples.append(Sample(**known, file=folder / row["file"]))
-        except KeyError as error:
-            raise UserError(f"{folder / SAMPLES}:{number}: no {error}; sample again") from error
+    try:
+        samples = read_samples(folder)
+    except TypeError as error:
+        raise UserError(f"{folder / SAMPLES}: a row is no sample ({error}); sample again") from error
     if not samples:
         raise UserError(f"{folder} holds no samples")
-    return SampleSet(name, card, tuple(samples))
+    return SampleSet(name, folder, card, tuple(samples))
 
 
 def read_training_run(name: str, folder: Path) -> TrainingRun:
@@ -104,7 +91,7 @@ def true_scenes(samples: SampleSet) -> list[Scene]:
     scenes = []
     for number, sample in enumerate(samples.samples, 1):
         try:
-            scenes.append(scene_from_meta(dict(sample.meta), sample.height, sample.width))
+            scenes.append(scene_from_meta(sample.meta, sample.height, sample.width))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"samples {samples.name}: sample {number} ({sample.prompt!r}) has no ground truth, so bench "
