@@ -1,0 +1,126 @@
+"""How far a re-parameterised PixArt is from its DiT at each timestep."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pixart_core.conversion.from_dit import ClassCondition
+from pixart_core.models.dit import DiTTransformer
+from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.progress import Progress, Silent
+from pixart_core.seeding import derive_seed
+
+TIMESTEPS = (*range(0, 1000, 100), 999)
+# Side of the compared latents: the error hardly depends on it, the time does.
+MAX_SIDE = 32
+
+
+@torch.no_grad()
+def measure_agreement(
+    dit: DiTTransformer,
+    pixart: PixArtTransformer,
+    *,
+    class_condition: ClassCondition = "null",
+    timesteps: tuple[int, ...] = TIMESTEPS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Relative error |PixArt - DiT| / |DiT| at each timestep, on noise and a random caption.
+
+    Returns:
+        One row a timestep: "timestep", "modulation" (all blocks' shifts, scales and gates), "final"
+        (the final layer's) and "output" (the whole model). The DiT gets the null class, or no
+        class at all where `class_condition` is "none".
+    """
+    progress = progress or Silent()
+    config = pixart.config
+    generator = torch.Generator().manual_seed(derive_seed(seed, "agreement"))
+    side = min(config.sample_size, MAX_SIDE) // config.patch_size * config.patch_size
+    latents = torch.randn(1, config.in_channels, side, side, generator=generator)
+    text = torch.randn(1, 8, config.caption_channels, generator=generator)
+    labels = torch.tensor([dit.null_class])
+    parameters = _parameters(dit, with_class=class_condition != "none")
+
+    rows = []
+    progress.start("compare with the DiT", len(timesteps))
+    for timestep in timesteps:
+        t = torch.tensor([timestep])
+        theirs = torch.func.functional_call(dit, parameters, (latents, t, labels))
+        blocks, final = _dit_modulation(dit, t, labels if class_condition != "none" else None)
+        our_blocks, our_final = _pixart_modulation(pixart, t)
+        rows.append(
+            {
+                "timestep": timestep,
+                "modulation": _relative(our_blocks, blocks),
+                "final": _relative(our_final, final),
+                "output": _relative(pixart(latents, t, text), theirs),
+            }
+        )
+        progress.advance("compare with the DiT", note=f"t={timestep} {rows[-1]['output']:.1e}")
+    progress.finish("compare with the DiT")
+    return rows
+
+
+def _parameters(dit: DiTTransformer, with_class: bool) -> dict[str, Tensor]:
+    """Of the DiT, its class embedding set to zero unless `with_class`."""
+    table = "class_embedder.embedding_table.weight"
+    return {
+        name: tensor if with_class or not name.endswith(table) else torch.zeros_like(tensor)
+        for name, tensor in dit.named_parameters()
+    }
+
+
+def _dit_modulation(
+    dit: DiTTransformer, t: Tensor, labels: Tensor | None
+) -> tuple[Float[Tensor, "depth sixd"], Float[Tensor, "one twod"]]:
+    def condition(block: int) -> Tensor:
+        embedder = dit.embedder(block)
+        return embedder.timestep_embedder(t) if labels is None else embedder(t, labels)
+
+    modules: Any = dit.transformer_blocks
+    blocks = [block.norm1(condition(index)) for index, block in enumerate(modules)]
+    return torch.cat(blocks), dit.proj_out_1(torch.nn.functional.silu(condition(0)))
+
+
+def _pixart_modulation(
+    pixart: PixArtTransformer, t: Tensor
+) -> tuple[Float[Tensor, "depth sixd"], Float[Tensor, "one twod"]]:
+    shared, embedding = pixart.adaln_single(t, None, None)
+    blocks = [(block.scale_shift_table + shared).flatten(1) for block in pixart.transformer_blocks]
+    return torch.cat(blocks), (pixart.scale_shift_table + embedding[:, None]).flatten(1)
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    # A DiT that was only just initialised has a zero output: then any difference counts in full.
+    return ((ours - theirs).norm() / theirs.norm().clamp_min(1e-12)).item()
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as aligned text."""
+    lines = ["timestep  modulation  final layer  output"]
+    lines += [
+        f"{row['timestep']:8d}  {row['modulation']:10.2e}  {row['final']:11.2e}  {row['output']:.2e}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def plot_agreement(rows: list[dict[str, Any]], path: Path, timestep: int) -> None:
+    """A small picture of the errors against the timestep; `timestep` is where they are zero."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    lines = (("modulation", "modulation of the blocks"), ("final", "final layer"), ("output", "output"))
+    for key, label in lines:
+        axes.plot([r["timestep"] for r in rows], [r[key] for r in rows], marker="o", ms=3, label=label)
+    axes.axvline(timestep, color="0.7", lw=0.8, zorder=0)
+    axes.set(xlabel="timestep", ylabel="relative error", xlim=(-10, 1009), ylim=(0, None))
+    axes.set_title("PixArt against the DiT that it was made from", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)

@@ -1,0 +1,179 @@
+"""`pixart convert`: DiT to PixArt, and one layout to another."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pixart_core.artifacts.card import card_for
+from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts
+from pixart_core.artifacts.publish import staged_folder, write_json
+from pixart_core.artifacts.uncond import write_uncond
+from pixart_core.conversion.agreement import TIMESTEPS, format_table, measure_agreement, plot_agreement
+from pixart_core.conversion.detect import Hints, Loaded, load_any
+from pixart_core.conversion.encoder_folders import read_config, text_width
+from pixart_core.conversion.export import write_official
+from pixart_core.conversion.from_dit import pixart_from_dit, with_definition
+from pixart_core.conversion.opened import OFFICIAL_CARD
+from pixart_core.conversion.pipeline import write_dit_folder, write_pipeline
+from pixart_core.errors import UserError
+from pixart_core.models.dit import DiTTransformer
+from pixart_core.models.files import save_transformer
+from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.progress import Progress
+from pixart_core.recipe.schema import ConvertStep
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ERRORS_FILE, ERRORS_PLOT = "reparameterisation.json", "reparameterisation.png"
+# Options that only the step from DiT to PixArt reads.
+DIT_ONLY = ("timestep", "class_condition", "shared_mlp")
+
+
+def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[str, Any]:
+    """Convert `step.source` into the folder `output`, which appears whole or not at all.
+
+    Returns:
+        "output", "to", "model", "format" (of the source), "parameters", "notes", and for a DiT that became
+        a PixArt "reparameterisation": rows of `measure_agreement`.
+
+    Raises:
+        UserError: a source that cannot be read, a target that cannot hold it, options that do not apply.
+    """
+    hints = Hints(step.sample_size, step.interpolation_scale, step.num_attention_heads, step.weights)
+    loaded = load_any(str(step.source), hints)
+    _check_options(step, loaded)
+    progress.say(f"{step.source}: {loaded.report.format}, {loaded.report.dtype}")
+    with staged_folder(output) as folder:
+        if step.to == "diffusers":
+            made = _to_diffusers(step, loaded, folder)
+        elif step.to == "official":
+            made = _to_official(step, loaded, folder)
+        else:
+            made = _to_checkpoint(step, loaded, folder, progress)
+    for note in (*loaded.report.notes, *made.pop("notes", ())):
+        made.setdefault("notes", []).append(note)
+        progress.say(note)
+    return {
+        "output": str(output),
+        "to": step.to,
+        "format": loaded.report.format,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "notes": [],
+    } | made
+
+
+def _check_options(step: ConvertStep, loaded: Loaded) -> None:
+    """Refuse options that this conversion would silently not use."""
+    reparameterised = isinstance(loaded.model, DiTTransformer) and step.to == "pixart"
+    fields = type(step).model_fields
+    unused = [name for name in DIT_ONLY if getattr(step, name) != fields[name].default]
+    if unused and not reparameterised:
+        raise UserError(
+            f"{', '.join(unused)}: only for a DiT that becomes a PixArt; {step.source} is "
+            f"{loaded.report.format} and goes to {step.to}"
+        )
+    if not isinstance(loaded.model, DiTTransformer):
+        width, given = loaded.model.config.caption_channels, step.caption_channels
+        if given not in (width, fields["caption_channels"].default):
+            raise UserError(f"{step.source} has caption_channels {width}, not {given}")
+    if step.to == "official" and (step.vae or step.text_encoder):
+        raise UserError("vae and text_encoder: an official file holds neither; leave them out")
+
+
+def _facts(step: ConvertStep, loaded: Loaded) -> ModelFacts:
+    """What the source says, but for the encoders that the step names."""
+    vae, text_encoder = step.vae or loaded.facts.vae, step.text_encoder or loaded.facts.text_encoder
+    return dataclasses.replace(loaded.facts, vae=str(vae), text_encoder=str(text_encoder))
+
+
+def _card_details(facts: ModelFacts, loaded: Loaded) -> dict[str, Any]:
+    report = loaded.report
+    return facts.to_details() | {
+        "converted_from": {"format": report.format, "dtype": report.dtype, "weights": report.used}
+    }
+
+
+def _to_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Progress) -> dict[str, Any]:
+    model, facts = loaded.model, _facts(step, loaded)
+    made: dict[str, Any] = {"model": "PixArt"}
+    details: dict[str, Any] = {}
+    if isinstance(model, DiTTransformer):
+        facts = dataclasses.replace(facts, label_names=(), uncond="empty")
+        model, made = _reparameterise(step, model, folder, progress)
+        details["timestep_of_agreement"] = step.timestep
+    elif loaded.report.y_embedding is not None:
+        write_uncond(folder, loaded.report.y_embedding)
+    save_transformer(model.config, model.state_dict(), folder / TRANSFORMER, DTYPES[step.dtype])
+    details |= _card_details(facts, loaded) | {"parameters": sum(p.numel() for p in model.parameters())}
+    card_for("checkpoint", step, details).write(folder)
+    return made | {"parameters": details["parameters"]}
+
+
+def _reparameterise(
+    step: ConvertStep, dit: DiTTransformer, folder: Path, progress: Progress
+) -> tuple[PixArtTransformer, dict[str, Any]]:
+    _check_caption_channels(step)
+    dit, reason = with_definition(dit, step.dit_definition)
+    pixart = pixart_from_dit(
+        dit,
+        caption_channels=step.caption_channels,
+        timestep=step.timestep,
+        class_condition=step.class_condition,
+        shared_mlp=step.shared_mlp,
+        seed=step.seed,
+    )
+    rows = measure_agreement(
+        dit,
+        pixart,
+        class_condition=step.class_condition,
+        timesteps=tuple(sorted({*TIMESTEPS, step.timestep})),
+        seed=step.seed,
+        progress=progress,
+    )
+    progress.say("relative error against the DiT\n" + format_table(rows))
+    write_json(folder / ERRORS_FILE, rows)
+    plot_agreement(rows, folder / ERRORS_PLOT, step.timestep)
+    return pixart, {"model": "PixArt", "reparameterisation": rows, "notes": [reason] if reason else []}
+
+
+def _check_caption_channels(step: ConvertStep) -> None:
+    if step.text_encoder is None:
+        return
+    config = read_config(str(step.text_encoder), "text_encoder")
+    width = text_width(config) if config else None
+    if width is not None and width != step.caption_channels:
+        raise UserError(
+            f"caption_channels is {step.caption_channels}, but the text encoder {step.text_encoder} has "
+            f"tokens of width {width}; set caption_channels={width}"
+        )
+
+
+def _to_diffusers(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    model, facts = loaded.model, _facts(step, loaded)
+    if isinstance(model, DiTTransformer):
+        write_dit_folder(folder, model, DTYPES[step.dtype])
+        card_for("checkpoint", step, _card_details(facts, loaded)).write(folder)
+        return {"model": "DiT"}
+    details = write_pipeline(
+        folder,
+        model,
+        facts,
+        vae=facts.vae,
+        text_encoder=facts.text_encoder,
+        y_embedding=loaded.report.y_embedding,
+        dtype=DTYPES[step.dtype],
+    )
+    card_for("pipeline", step, _card_details(facts, loaded) | details).write(folder)
+    return {"model": "PixArt", "size": details["size"]}
+
+
+def _to_official(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
+    model, notes = loaded.model, []
+    if isinstance(model, DiTTransformer):
+        model, reason = with_definition(model, step.dit_definition)
+        notes += [reason] if reason else []
+    path, more = write_official(folder, model, loaded.facts, loaded.report.y_embedding, DTYPES[step.dtype])
+    card_for(OFFICIAL_CARD, step, _card_details(loaded.facts, loaded) | {"file": path.name}).write(folder)
+    kind = "DiT" if isinstance(model, DiTTransformer) else "PixArt"
+    return {"model": kind, "file": path.name, "notes": notes + more}

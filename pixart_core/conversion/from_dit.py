@@ -1,0 +1,226 @@
+"""Re-parameterisation: a DiT as a PixArt that agrees with it at one timestep (paper 2.3).
+
+A DiT block computes its own modulation S_i = W_i SiLU(c) + b_i with c = t + class; adaLN-single shares
+F(t) = W SiLU(t) + b and adds a constant E_i. With E_i = S_i - F at t = 500 both agree there.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from pixart_core.models.build import build_transformer
+from pixart_core.models.config import TransformerConfig
+from pixart_core.models.dit import DiTTransformer
+from pixart_core.models.embeddings import EmbeddingMLP, sinusoid
+from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.seeding import derive_seed
+
+ClassCondition = Literal["null", "none", "folded"]
+SharedMLP = Literal["mean", "first", "zero", "random"]
+Definition = Literal["auto", "original", "diffusers"]
+# `mlp_norm_eps` of DiT and of PixArt; only diffusers' DiT class has another.
+NORM_EPS = 1e-6
+
+
+def pixart_from_dit(
+    dit: DiTTransformer,
+    *,
+    caption_channels: int,
+    timestep: int = 500,
+    class_condition: ClassCondition = "null",
+    shared_mlp: SharedMLP = "mean",
+    seed: int = 0,
+) -> PixArtTransformer:
+    """A PixArt that equals `dit` at `timestep`, whatever the caption (its cross-attention is silent).
+
+    Attention, feed-forward and patch weights are shared with `dit`, not copied.
+
+    Args:
+        caption_channels: width of the text encoder's tokens.
+        class_condition: c in S_i. "null": timestep and null class, which training with dropped labels
+            saw; "none": the timestep alone (the paper's words); "folded": as "null", and the null class
+            is added to the bias of PixArt's timestep embedding, so that the shared MLP sees the
+            same input as the DiT's at every timestep.
+        shared_mlp: W, b of F: mean over the blocks, the first block's, zeros, or newly drawn.
+        seed: of what is new (cross-attention, caption projection, "random").
+    """
+    source = dit.config
+    config = dataclasses.replace(
+        source,
+        conditioning="text",
+        caption_channels=caption_channels,
+        timestep_freq_shift=0,
+        embedders="shared",
+        mlp_norm_eps=NORM_EPS,
+    )
+    weights = _kept(dit) | _new(config, seed)
+    _set_shared_mlp(weights, dit, shared_mlp)
+    _set_timestep_embedder(weights, dit, class_condition)
+    _set_tables(weights, dit, timestep, class_condition)
+    with torch.device("meta"):
+        pixart = build_transformer(config)
+    assert isinstance(pixart, PixArtTransformer)
+    pixart.load_state_dict(weights, strict=True, assign=True)
+    return pixart.requires_grad_(True)
+
+
+def _kept(dit: DiTTransformer) -> dict[str, Tensor]:
+    """Patch embedding, self-attention, feed-forward and output layer, under PixArt's names."""
+    weights = dit.state_dict()
+    kept = {
+        name: tensor
+        for name, tensor in weights.items()
+        if name.startswith("pos_embed.") or ".attn1." in name or ".ff." in name
+    }
+    for parameter in ("weight", "bias"):
+        kept[f"proj_out.{parameter}"] = weights[f"proj_out_2.{parameter}"]
+    return kept
+
+
+def _new(config: TransformerConfig, seed: int) -> dict[str, Tensor]:
+    """Newly drawn caption projection, cross-attentions (silent) and shared MLP.
+
+    Drawn by models of one block, a block at a time: memory stays small, and block i's draw does not
+    depend on how many blocks there are.
+    """
+    new: dict[str, Tensor] = {}
+    one_block = dataclasses.replace(config, num_layers=1)
+    for index in range(config.num_layers):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "from_dit", index))
+            fresh = build_transformer(one_block).state_dict()
+        for name, tensor in fresh.items():
+            if name.startswith("transformer_blocks.0.attn2."):
+                new[name.replace(".0.", f".{index}.", 1)] = tensor
+            elif index == 0 and name.startswith(("caption_projection.", "adaln_single.linear.")):
+                new[name] = tensor
+    return new
+
+
+def _set_shared_mlp(weights: dict[str, Tensor], dit: DiTTransformer, shared_mlp: SharedMLP) -> None:
+    if shared_mlp == "random":
+        return
+    for parameter in ("weight", "bias"):
+        name = f"adaln_single.linear.{parameter}"
+        of_blocks = [getattr(_modulation(dit, i), parameter).detach() for i in range(dit.config.num_layers)]
+        if shared_mlp == "mean":
+            total = torch.zeros_like(of_blocks[0], dtype=torch.float64)
+            for tensor in of_blocks:
+                total += tensor
+            weights[name] = (total / len(of_blocks)).float()
+        else:
+            weights[name] = of_blocks[0].clone() if shared_mlp == "first" else torch.zeros_like(of_blocks[0])
+
+
+def _set_timestep_embedder(
+    weights: dict[str, Tensor], dit: DiTTransformer, class_condition: ClassCondition
+) -> None:
+    """PixArt's timestep embedding is the DiT's (that of its first block, if it has several)."""
+    embedder = dit.embedder(0)
+    for name, tensor in embedder.timestep_embedder.state_dict().items():
+        weights[f"adaln_single.emb.timestep_embedder.{name}"] = tensor
+    if class_condition == "folded":
+        name = "adaln_single.emb.timestep_embedder.linear_2.bias"
+        weights[name] = weights[name] + _null_class(dit, 0)
+
+
+def _set_tables(
+    weights: dict[str, Tensor], dit: DiTTransformer, timestep: int, class_condition: ClassCondition
+) -> None:
+    """E_i = S_i - F of every block and E_f = S_f - tau of the final layer, in float64."""
+    tau = _embed(dit.embedder(0).timestep_embedder, timestep, freq_shift=0)
+    if class_condition == "folded":
+        tau = tau + _null_class(dit, 0).double()
+    shared = functional.linear(
+        functional.silu(tau),
+        weights["adaln_single.linear.weight"].double(),
+        weights["adaln_single.linear.bias"].double(),
+    )
+    for index in range(dit.config.num_layers):
+        condition = _condition(dit, index, timestep, class_condition)
+        table = _linear(_modulation(dit, index), functional.silu(condition)) - shared
+        weights[f"transformer_blocks.{index}.scale_shift_table"] = table.view(6, -1).float()
+    final = _linear(dit.proj_out_1, functional.silu(_condition(dit, 0, timestep, class_condition)))
+    # The final layer of PixArt adds the raw embedding to both of its rows.
+    weights["scale_shift_table"] = (final.view(2, -1) - tau).float()
+
+
+def _condition(
+    dit: DiTTransformer, block: int, timestep: int, class_condition: ClassCondition
+) -> Float[Tensor, " d"]:
+    """c as `block` of the DiT computes it, with its own embedder and the DiT's own frequencies."""
+    tau = _embed(dit.embedder(block).timestep_embedder, timestep, dit.config.timestep_freq_shift)
+    return tau if class_condition == "none" else tau + _null_class(dit, block).double()
+
+
+def _modulation(dit: DiTTransformer, block: int) -> torch.nn.Linear:
+    """W_i, b_i."""
+    layer: Any = dit.transformer_blocks[block]
+    linear: torch.nn.Linear = layer.norm1.linear
+    return linear
+
+
+def _null_class(dit: DiTTransformer, block: int) -> Float[Tensor, " d"]:
+    return dit.embedder(block).class_embedder.embedding_table.weight.detach()[dit.null_class]
+
+
+def _embed(embedder: EmbeddingMLP, timestep: int, freq_shift: int) -> Float[Tensor, " d"]:
+    waves = sinusoid(torch.tensor([timestep]), freq_shift)[0].double()
+    return _linear(embedder.linear_2, functional.silu(_linear(embedder.linear_1, waves)))
+
+
+def _linear(layer: torch.nn.Linear, x: Float[Tensor, " d"]) -> Float[Tensor, " out"]:
+    return functional.linear(x, layer.weight.detach().double(), layer.bias.detach().double())
+
+
+def with_definition(
+    dit: DiTTransformer, definition: Definition = "auto"
+) -> tuple[DiTTransformer, str | None]:
+    """(the DiT under the definition that its weights were trained with, what was decided and why).
+
+    diffusers' `DiTTransformer2DModel` uses a frequency shift of 1 in the timestep embedding where DiT
+    uses 0, another eps, and one embedder a block. Weights that were converted from DiT into that
+    class hold the same embedder in every block, and mean what DiT computes; weights trained in that
+    class hold different ones. "auto" decides by that. A DiT with shift 0 is returned as it is.
+    """
+    if dit.config.timestep_freq_shift == 0 or definition == "diffusers":
+        return dit, None
+    copies = dit.config.num_layers > 1 and _embedders_are_copies(dit)
+    if definition == "auto" and not copies:
+        return dit, (
+            "every block has its own timestep embedder: taken as trained in diffusers' class "
+            "(frequency shift 1)"
+        )
+    config = dataclasses.replace(
+        dit.config,
+        timestep_freq_shift=0,
+        mlp_norm_eps=NORM_EPS,
+        embedders="shared" if copies else "per_block",
+    )
+    weights = dit.state_dict()
+    if copies:
+        first = "transformer_blocks.0.norm1.emb."
+        shared = {name.replace(first, "emb."): t for name, t in weights.items() if name.startswith(first)}
+        weights = {name: t for name, t in weights.items() if ".norm1.emb." not in name} | shared
+    with torch.device("meta"):
+        original = build_transformer(config)
+    assert isinstance(original, DiTTransformer)
+    original.load_state_dict(weights, strict=True, assign=True)
+    reason = (
+        "the timestep embedders of all blocks are copies: taken as weights of the original DiT"
+        if copies
+        else "the original DiT's definition was asked for"
+    )
+    return original.requires_grad_(True), f"{reason} (frequency shift 0; diffusers runs them with 1)"
+
+
+def _embedders_are_copies(dit: DiTTransformer) -> bool:
+    first = dit.embedder(0).state_dict()
+    return all(
+        all(torch.equal(tensor, first[name]) for name, tensor in dit.embedder(index).state_dict().items())
+        for index in range(1, dit.config.num_layers)
+    )

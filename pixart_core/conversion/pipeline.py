@@ -1,0 +1,182 @@
+"""Write an ordinary `PixArtAlphaPipeline` folder that diffusers loads without us."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts
+from pixart_core.artifacts.publish import write_json, write_text
+from pixart_core.artifacts.uncond import write_uncond
+from pixart_core.conversion.encoder_folders import put_text_encoder, put_vae, text_width
+from pixart_core.errors import UserError
+from pixart_core.models.config import TransformerConfig
+from pixart_core.models.dit import DiTTransformer
+from pixart_core.models.files import CONFIG, save_transformer
+from pixart_core.models.pixart import PixArtTransformer
+
+# Latent sides whose aspect-ratio bins `PixArtAlphaPipeline` knows.
+BINNED_SAMPLE_SIZES = (32, 64, 128)
+
+
+def write_pipeline(
+    folder: Path,
+    model: PixArtTransformer,
+    facts: ModelFacts,
+    *,
+    vae: str,
+    text_encoder: str,
+    y_embedding: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Write every part of the pipeline but the card.
+
+    Args:
+        folder: empty.
+        vae, text_encoder: hub id or local folder.
+        y_embedding: kept beside the pipeline, so that a way back to the official file stays lossless.
+
+    Returns:
+        Details for the card: "model" (facts, encoders "." meaning this folder), "size".
+
+    Raises:
+        UserError: encoders that are not to be had or do not fit the model.
+    """
+    config = model.config
+    vae_config = put_vae(vae, folder / "vae")
+    _check_vae(vae, vae_config, config)
+    encoder_class, tokenizer_class, text_config = put_text_encoder(
+        text_encoder, folder / "text_encoder", folder / "tokenizer"
+    )
+    width = text_width(text_config)
+    if width is not None and width != config.caption_channels:
+        raise UserError(
+            f"text encoder {text_encoder} has tokens of width {width}, but the model was made for "
+            f"{config.caption_channels}"
+        )
+    save_transformer(config, model.state_dict(), folder / TRANSFORMER, dtype)
+    _scheduler(facts).save_pretrained(folder / "scheduler")
+    if y_embedding is not None:
+        write_uncond(folder, y_embedding)
+    pixels = config.sample_size * 2 ** (len(vae_config["block_out_channels"]) - 1)
+    write_text(folder / "README.md", _readme(facts, config, pixels))
+    write_json(folder / "model_index.json", _model_index(encoder_class, tokenizer_class))
+    inside = dataclasses.replace(facts, vae=".", text_encoder=".")
+    size = {"sample_size": config.sample_size, "height": pixels, "width": pixels}
+    return inside.to_details() | {"size": size}
+
+
+def write_dit_folder(folder: Path, model: DiTTransformer, dtype: torch.dtype = torch.float32) -> None:
+    """Write a DiT as diffusers' `DiTTransformer2DModel`, in `folder/transformer`.
+
+    Raises:
+        UserError: the class cannot compute what this model computes.
+    """
+    config = model.config
+    if config.timestep_freq_shift != 1:
+        raise UserError(
+            "diffusers' DiTTransformer2DModel embeds timesteps with frequency shift 1 and this DiT with 0, "
+            "so it would compute something else there; use to=official (DiT's own layout) or to=pixart"
+        )
+    if config.interpolation_scale != 1:
+        raise UserError("diffusers' DiTTransformer2DModel has no position scale; this DiT's is not 1")
+    weights = dict(model.state_dict())
+    if config.embedders == "shared":
+        names = [name for name in weights if name.startswith("emb.")]
+        for name in names:
+            tensor = weights.pop(name)
+            for index in range(config.num_layers):
+                weights[f"transformer_blocks.{index}.norm1.{name}"] = tensor
+        config = dataclasses.replace(config, embedders="per_block")
+    save_transformer(config, weights, folder / TRANSFORMER, dtype)
+    # Our entry is not needed here (its values are the class's own), and diffusers would warn about it.
+    plain = {name: value for name, value in config.to_diffusers().items() if name != "pixart"}
+    write_json(folder / TRANSFORMER / CONFIG, plain)
+
+
+def _check_vae(vae: str, vae_config: dict[str, Any], config: TransformerConfig) -> None:
+    channels = vae_config.get("latent_channels", 4)
+    if channels != config.in_channels:
+        raise UserError(
+            f"VAE {vae} has {channels} latent channels, but the model was made for {config.in_channels}"
+        )
+    if vae_config.get("shift_factor"):
+        raise UserError(
+            f"VAE {vae} has shift_factor {vae_config['shift_factor']}, which PixArtAlphaPipeline ignores: "
+            "its pictures would come out wrong; sample with `pixart sample`"
+        )
+
+
+def _scheduler(facts: ModelFacts) -> Any:
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        solver_order=2,
+        algorithm_type="dpmsolver++",
+        prediction_type=facts.prediction_type,
+    )
+
+
+def _model_index(encoder_class: str, tokenizer_class: str) -> dict[str, Any]:
+    import diffusers
+
+    return {
+        "_class_name": "PixArtAlphaPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", encoder_class],
+        "tokenizer": ["transformers", tokenizer_class],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _readme(facts: ModelFacts, config: TransformerConfig, pixels: int) -> str:
+    binned = config.sample_size in BINNED_SAMPLE_SIZES and pixels == 8 * config.sample_size
+    arguments = [f"height={pixels}, width={pixels}", "num_inference_steps=20", "guidance_scale=4.5"]
+    arguments += ["clean_caption=False"]
+    if not binned:
+        arguments.append("use_resolution_binning=False")
+    if facts.max_tokens != 120:
+        arguments.append(f"max_sequence_length={facts.max_tokens}")
+    call = ",\n    ".join(arguments)
+    binning = (
+        "It may also be called with `use_resolution_binning=True`."
+        if binned
+        else "`use_resolution_binning=False` is needed: diffusers knows size bins only for latents of side "
+        "32, 64 or 128 behind an 8x VAE."
+    )
+    learned = (
+        "\nIt was trained with a learned embedding in place of dropped captions (`uncond.safetensors`); "
+        "diffusers encodes the empty caption instead, as it does for the released models.\n"
+        if facts.uncond == "learned"
+        else ""
+    )
+    return f"""---
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# A PixArt-alpha text-to-image model
+
+Made for {pixels}x{pixels} pixels (latents of side {config.sample_size}), {config.num_layers} layers \
+of width {config.width}, prediction type `{facts.prediction_type}`, captions of up to {facts.max_tokens} \
+tokens.
+
+```python
+from diffusers import PixArtAlphaPipeline
+
+pipeline = PixArtAlphaPipeline.from_pretrained("PATH_OF_THIS_FOLDER")
+image = pipeline(
+    "a prompt",
+    {call},
+).images[0]
+```
+
+{binning}
+{learned}"""
