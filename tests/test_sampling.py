@@ -1,0 +1,188 @@
+"""Laws of sampling: diffusers' pipeline gives the same pictures; noise depends on the seed alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import PixArtAlphaPipeline
+from PIL import Image
+
+from pixart_core.artifacts.checkpoint import ModelFacts
+from pixart_core.artifacts.samples import read_samples
+from pixart_core.conversion.pipeline import write_pipeline
+from pixart_core.encoders.analytic_vae import build_analytic_vae
+from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
+from pixart_core.errors import UserError
+from pixart_core.models.build import build_transformer
+from pixart_core.models.config import TransformerConfig
+from pixart_core.progress import Silent
+from pixart_core.recipe.schema import SampleStep
+from pixart_core.sampling.denoise import denoise, initial_noise
+from pixart_core.sampling.model import load_model
+from pixart_core.sampling.sample import run_sampling
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer(["a red circle on a white background", "two blue squares"])
+    build_tiny_t5(len(tokenizer), width=16, num_heads=2).save_pretrained(root / "text_encoder")
+    tokenizer.save_pretrained(root / "tokenizer")
+    build_analytic_vae(1, scaling_factor=1.25).save_pretrained(root / "vae")
+    torch.manual_seed(0)
+    model = build_transformer(
+        TransformerConfig(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=3,
+            out_channels=6,
+            num_layers=2,
+            sample_size=8,
+            caption_channels=16,
+        )
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+    facts = ModelFacts(vae=str(root), text_encoder=str(root))
+    write_pipeline(root / "pipeline", model, facts, vae=str(root), text_encoder=str(root))
+    return root / "pipeline"
+
+
+def make_step(pipeline: Path, **changes) -> SampleStep:
+    options = {
+        "checkpoint": str(pipeline),
+        "prompts": ("a red circle", "two blue squares"),
+        "num_inference_steps": 4,
+    }
+    return SampleStep(**(options | changes))
+
+
+def pixels(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(Image.open(folder / record.file)) for record in read_samples(folder)]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+@pytest.mark.parametrize("size", [(16, 16), (24, 16)])
+def test_latents_equal_those_of_diffusers_pipeline(pipeline, guidance_scale, size) -> None:
+    model = load_model(str(pipeline), CPU, torch.float32)
+    prompts, unconditional = model.encode(["a red circle", "two blue squares on a white background"], "")
+    noise = initial_noise([3, 4], (3, size[0] // 2, size[1] // 2))
+    ours = denoise(
+        model,
+        noise,
+        prompts,
+        unconditional,
+        scheduler="dpm-solver",
+        num_inference_steps=20,
+        guidance_scale=guidance_scale,
+    )
+    theirs = PixArtAlphaPipeline.from_pretrained(pipeline)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        prompt=["a red circle", "two blue squares on a white background"],
+        height=size[0],
+        width=size[1],
+        num_inference_steps=20,
+        guidance_scale=guidance_scale,
+        latents=noise,
+        output_type="latent",
+        use_resolution_binning=False,
+        clean_caption=False,
+    ).images
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_an_image_depends_on_its_seed_not_on_its_batch(pipeline, tmp_path) -> None:
+    prompts = ("a red circle", "two blue squares", "red", "blue", "white")
+    run_sampling(make_step(pipeline, prompts=prompts, batch_size=5), tmp_path / "one", Silent())
+    run_sampling(make_step(pipeline, prompts=prompts, batch_size=2), tmp_path / "two", Silent())
+    for a, b in zip(pixels(tmp_path / "one"), pixels(tmp_path / "two"), strict=True):
+        assert np.abs(a.astype(int) - b).max() <= 1  # rounding of sums that are grouped differently
+    assert len({image.tobytes() for image in pixels(tmp_path / "one")}) == 5
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(pipeline, tmp_path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_sampling(make_step(pipeline, seed=seed), tmp_path / name, Silent())
+    a, b, c = (sorted((tmp_path / name / "images").iterdir()) for name in "abc")
+    assert [file.read_bytes() for file in a] == [file.read_bytes() for file in b]
+    assert (tmp_path / "a/samples.jsonl").read_bytes() == (tmp_path / "b/samples.jsonl").read_bytes()
+    assert a[0].read_bytes() != c[0].read_bytes()
+
+
+def test_a_killed_run_continues_with_what_is_missing(pipeline, tmp_path) -> None:
+    step = make_step(pipeline, images_per_prompt=2)
+    run_sampling(step, tmp_path / "whole", Silent())
+    run_sampling(step, tmp_path / "killed", Silent())
+    (tmp_path / "killed/card.json").unlink()
+    (tmp_path / "killed/images/000002.png").unlink()
+    kept = tmp_path / "killed/images/000000.png"
+    before = kept.stat().st_mtime_ns
+    run_sampling(step, tmp_path / "killed", Silent())
+    assert kept.stat().st_mtime_ns == before
+    whole, killed = (
+        {f.name: f.read_bytes() for f in (tmp_path / n / "images").iterdir()} for n in ("whole", "killed")
+    )
+    assert killed.keys() == whole.keys()
+    for name in whole:  # the missing one was drawn in a smaller batch
+        ours, theirs = (np.asarray(Image.open(tmp_path / n / "images" / name)) for n in ("killed", "whole"))
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+    with pytest.raises(UserError, match="other options"):
+        run_sampling(make_step(pipeline, guidance_scale=2.0), tmp_path / "killed", Silent())
+
+
+def test_equal_prompts_do_not_overwrite_each_other_and_pngs_tell_how_they_were_made(
+    pipeline, tmp_path
+) -> None:
+    long = "a red circle " * 20
+    step = make_step(pipeline, prompts=(long, long), sizes=((16, 16), (8, 24)), seed=5)
+    run_sampling(step, tmp_path / "out", Silent())
+    records = read_samples(tmp_path / "out")
+    images = [Image.open(tmp_path / "out" / record.file) for record in records]
+    assert [(image.height, image.width) for image in images] == [(16, 16), (8, 24)]
+    told = json.loads(images[0].text["pixart"])
+    assert told["prompt"] == long
+    assert told["seed"] == records[0].seed != records[1].seed
+    assert told["num_inference_steps"] == 4
+    assert told["guidance_scale"] == 4.5
+
+
+def test_prompts_come_from_a_text_file(pipeline, tmp_path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n\n  two blue squares \n")
+    step = make_step(pipeline, prompts=(), prompts_file=str(prompts))
+    run_sampling(step, tmp_path / "out", Silent())
+    assert [record.prompt for record in read_samples(tmp_path / "out")] == [
+        "a red circle",
+        "two blue squares",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint": "nowhere"}, "nowhere is not a folder"),
+        ({"sizes": ((18, 16),)}, "multiples of 4"),
+        ({"prompts": ()}, "nothing to draw"),
+        ({"prompts": (), "prompts_file": "missing.txt"}, "missing.txt"),
+    ],
+)
+def test_a_mistake_is_one_clear_error(pipeline, tmp_path, changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        run_sampling(make_step(pipeline, **changes), tmp_path / "out", Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_weights_are_named(pipeline, tmp_path) -> None:
+    import shutil
+
+    broken = shutil.copytree(pipeline, tmp_path / "broken")
+    file = broken / "transformer/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="diffusion_pytorch_model"):
+        run_sampling(make_step(broken), tmp_path / "out", Silent())
