@@ -10,7 +10,9 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from pixart_cli.app import app
 from pixart_core.artifacts.card import read_card
 from pixart_core.artifacts.uncond import read_uncond
 from pixart_core.conversion.convert import run_conversion
@@ -267,6 +269,24 @@ def test_a_controlnet_is_recognised(tmp_path) -> None:
     assert describe(tmp_path / "c.pth")["format"] == "official PixArt ControlNet"
     with pytest.raises(UserError, match="ControlNet"):
         load_any(tmp_path / "c.pth")
+
+
+def test_a_source_is_never_replaced_by_its_own_conversion(tmp_path, pixart_file) -> None:
+    convert(pixart_file, "pixart", tmp_path / "ours")
+    with pytest.raises(UserError, match="its own source"):
+        convert(tmp_path / "ours", "official", tmp_path / "ours")
+    assert load_any(tmp_path / "ours")
+
+
+def test_info_on_the_command_line_describes_one_file(pixart_file) -> None:
+    runner = CliRunner()
+    info = json.loads(runner.invoke(app, ["convert", "--info", str(pixart_file), "--json"]).stdout)
+    assert info["format"] == "official PixArt"
+    assert info["parameters_total"] > 0
+    for arguments in (["--info", "nowhere.pth"], ["--from", str(pixart_file)], []):
+        result = runner.invoke(app, ["convert", *arguments])
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
 
 
 def test_options_that_do_not_apply_are_refused(tmp_path, pixart_file) -> None:

@@ -4,10 +4,12 @@ from typing import Annotated
 
 import typer
 
+from pixart_cli.console import show
 from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, DryRun, Output, Overrides, Seed, with_examples
 from pixart_cli.outputs import name_of
+from pixart_core.errors import UserError
 from pixart_core.recipe.load import step_from_options
 from pixart_core.recipe.schema import ConvertStep
 
@@ -17,11 +19,18 @@ from pixart_core.recipe.schema import ConvertStep
     "pixart convert --from runs/stage3 --to diffusers --vae stabilityai/sd-vae-ft-ema "
     "--text-encoder google/t5-v1_1-xxl",
     "pixart convert --from PixArt-XL-2-512x512.pth --to diffusers dtype=fp16",
+    "pixart convert --info PixArt-XL-2-1024-MS.pth --json",
 )
 def convert(
-    source: Annotated[str, typer.Option("--from", help="File or folder to convert.")],
-    to: Annotated[str, typer.Option(help="pixart, diffusers or official.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="File or folder to convert.", show_default=False)
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="pixart, diffusers or official.", show_default=False)] = None,
     overrides: Overrides = None,
+    info: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Only tell what this file or folder is.", show_default=False),
+    ] = None,
     vae: Annotated[str | None, typer.Option(help="Autoencoder of a diffusers pipeline.")] = None,
     text_encoder: Annotated[str | None, typer.Option(help="Text encoder of a diffusers pipeline.")] = None,
     seed: Seed = None,
@@ -34,6 +43,15 @@ def convert(
     From DiT to PixArt it re-parameterises (paper 2.3).
     """
     with user_errors():
+        if info is not None:
+            if source or to or output or overrides:
+                raise UserError("--info stands alone: it converts nothing")
+            from pixart_core.conversion.detect import describe
+
+            show(describe(info), as_json=as_json)
+            return
+        if source is None or to is None:
+            raise UserError("give --from and --to, or --info FILE")
         values = {"source": source, "to": to, "vae": vae, "text_encoder": text_encoder, "seed": seed}
         flags = {field: f"--{field.replace('_', '-')}" for field in values} | {"source": "--from"}
         step = step_from_options(ConvertStep, values, overrides or [], flags)

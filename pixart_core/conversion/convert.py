@@ -43,6 +43,8 @@ def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[
     hints = Hints(step.sample_size, step.interpolation_scale, step.num_attention_heads, step.weights)
     loaded = load_any(str(step.source), hints)
     _check_options(step, loaded)
+    if output.exists() and Path(str(step.source)).resolve().is_relative_to(output.resolve()):
+        raise UserError(f"the result would replace its own source {step.source}; choose another output")
     progress.say(f"{step.source}: {loaded.report.format}, {loaded.report.dtype}")
     with staged_folder(output) as folder:
         if step.to == "diffusers":

@@ -19,7 +19,7 @@ from pixart_core.models.embeddings import EmbeddingMLP, sinusoid
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.seeding import derive_seed
 
-ClassCondition = Literal["null", "none", "folded"]
+ClassCondition = Literal["null", "none"]
 SharedMLP = Literal["mean", "first", "zero", "random"]
 Definition = Literal["auto", "original", "diffusers"]
 # `mlp_norm_eps` of DiT and of PixArt; only diffusers' DiT class has another.
@@ -37,14 +37,12 @@ def pixart_from_dit(
 ) -> PixArtTransformer:
     """A PixArt that equals `dit` at `timestep`, whatever the caption (its cross-attention is silent).
 
-    Attention, feed-forward and patch weights are shared with `dit`, not copied.
+    What both have in common is shared with `dit`, not copied.
 
     Args:
         caption_channels: width of the text encoder's tokens.
         class_condition: c in S_i. "null": timestep and null class, which training with dropped labels
-            saw; "none": the timestep alone (the paper's words); "folded": as "null", and the null class
-            is added to the bias of PixArt's timestep embedding, so that the shared MLP sees the
-            same input as the DiT's at every timestep.
+            saw; "none": the timestep alone (the paper's words).
         shared_mlp: W, b of F: mean over the blocks, the first block's, zeros, or newly drawn.
         seed: of what is new (cross-attention, caption projection, "random").
     """
@@ -59,7 +57,6 @@ def pixart_from_dit(
     )
     weights = _kept(dit) | _new(config, seed)
     _set_shared_mlp(weights, dit, shared_mlp)
-    _set_timestep_embedder(weights, dit, class_condition)
     _set_tables(weights, dit, timestep, class_condition)
     with torch.device("meta"):
         pixart = build_transformer(config)
@@ -69,13 +66,15 @@ def pixart_from_dit(
 
 
 def _kept(dit: DiTTransformer) -> dict[str, Tensor]:
-    """Patch embedding, self-attention, feed-forward and output layer, under PixArt's names."""
+    """What PixArt takes over as it is, under its names; of several timestep embedders the first."""
     weights = dit.state_dict()
     kept = {
         name: tensor
         for name, tensor in weights.items()
         if name.startswith("pos_embed.") or ".attn1." in name or ".ff." in name
     }
+    for name, tensor in dit.embedder(0).timestep_embedder.state_dict().items():
+        kept[f"adaln_single.emb.timestep_embedder.{name}"] = tensor
     for parameter in ("weight", "bias"):
         kept[f"proj_out.{parameter}"] = weights[f"proj_out_2.{parameter}"]
     return kept
@@ -116,25 +115,11 @@ def _set_shared_mlp(weights: dict[str, Tensor], dit: DiTTransformer, shared_mlp:
             weights[name] = of_blocks[0].clone() if shared_mlp == "first" else torch.zeros_like(of_blocks[0])
 
 
-def _set_timestep_embedder(
-    weights: dict[str, Tensor], dit: DiTTransformer, class_condition: ClassCondition
-) -> None:
-    """PixArt's timestep embedding is the DiT's (that of its first block, if it has several)."""
-    embedder = dit.embedder(0)
-    for name, tensor in embedder.timestep_embedder.state_dict().items():
-        weights[f"adaln_single.emb.timestep_embedder.{name}"] = tensor
-    if class_condition == "folded":
-        name = "adaln_single.emb.timestep_embedder.linear_2.bias"
-        weights[name] = weights[name] + _null_class(dit, 0)
-
-
 def _set_tables(
     weights: dict[str, Tensor], dit: DiTTransformer, timestep: int, class_condition: ClassCondition
 ) -> None:
     """E_i = S_i - F of every block and E_f = S_f - tau of the final layer, in float64."""
     tau = _embed(dit.embedder(0).timestep_embedder, timestep, freq_shift=0)
-    if class_condition == "folded":
-        tau = tau + _null_class(dit, 0).double()
     shared = functional.linear(
         functional.silu(tau),
         weights["adaln_single.linear.weight"].double(),
@@ -154,7 +139,10 @@ def _condition(
 ) -> Float[Tensor, " d"]:
     """c as `block` of the DiT computes it, with its own embedder and the DiT's own frequencies."""
     tau = _embed(dit.embedder(block).timestep_embedder, timestep, dit.config.timestep_freq_shift)
-    return tau if class_condition == "none" else tau + _null_class(dit, block).double()
+    if class_condition == "none":
+        return tau
+    table = dit.embedder(block).class_embedder.embedding_table.weight.detach()
+    return tau + table[dit.null_class].double()
 
 
 def _modulation(dit: DiTTransformer, block: int) -> torch.nn.Linear:
@@ -162,10 +150,6 @@ def _modulation(dit: DiTTransformer, block: int) -> torch.nn.Linear:
     layer: Any = dit.transformer_blocks[block]
     linear: torch.nn.Linear = layer.norm1.linear
     return linear
-
-
-def _null_class(dit: DiTTransformer, block: int) -> Float[Tensor, " d"]:
-    return dit.embedder(block).class_embedder.embedding_table.weight.detach()[dit.null_class]
 
 
 def _embed(embedder: EmbeddingMLP, timestep: int, freq_shift: int) -> Float[Tensor, " d"]:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,8 @@ def _read_pickle(path: Path, start: bytes) -> Any:
         )
     try:
         # argparse.Namespace is the `args` of DiT's training script: a bag of attributes, harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if re.search(r"GLOBAL|Unsupported|not allowed|Can only", str(error)) is None:

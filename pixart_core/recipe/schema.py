@@ -240,10 +240,8 @@ class ConvertStep(Strict):
     source: Source = Field(description="File or folder to convert.")
     to: Literal["pixart", "diffusers", "official"]
     timestep: NonNegativeInt = Field(500, le=999, description="Where DiT and PixArt agree (paper 2.3).")
-    class_condition: Literal["null", "none", "folded"] = Field(
-        "null",
-        description="c in E(i): the null class (seen in training), nothing (the paper's words), or the null "
-        "class added to the timestep embedding's bias as well.",
+    class_condition: Literal["null", "none"] = Field(
+        "null", description="c in E(i): the null class (seen in training) or nothing (the paper's words)."
     )
     shared_mlp: Literal["mean", "first", "zero", "random"] = "mean"
     dit_definition: Literal["auto", "original", "diffusers"] = Field(
