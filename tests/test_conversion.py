@@ -271,6 +271,13 @@ def test_a_controlnet_is_recognised(tmp_path) -> None:
         load_any(tmp_path / "c.pth")
 
 
+def test_a_learned_caption_that_is_lost_is_not_made_up(tmp_path, pixart_file) -> None:
+    convert(pixart_file, "pixart", tmp_path / "ours")
+    (tmp_path / "ours" / "uncond.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no uncond\.safetensors"):
+        convert(tmp_path / "ours", "official", tmp_path / "back")
+
+
 def test_a_source_is_never_replaced_by_its_own_conversion(tmp_path, pixart_file) -> None:
     convert(pixart_file, "pixart", tmp_path / "ours")
     with pytest.raises(UserError, match="its own source"):

@@ -157,15 +157,22 @@ def _to_diffusers(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, 
         write_dit_folder(folder, model, DTYPES[step.dtype])
         card_for("checkpoint", step, _card_details(facts, loaded)).write(folder)
         return {"model": "DiT"}
-    details = write_pipeline(
-        folder,
-        model,
-        facts,
-        vae=facts.vae,
-        text_encoder=facts.text_encoder,
-        y_embedding=loaded.report.y_embedding,
-        dtype=DTYPES[step.dtype],
-    )
+    try:
+        details = write_pipeline(
+            folder,
+            model,
+            facts,
+            vae=facts.vae,
+            text_encoder=facts.text_encoder,
+            y_embedding=loaded.report.y_embedding,
+            dtype=DTYPES[step.dtype],
+        )
+    except UserError as error:
+        silent = [name for name in ("vae", "text_encoder") if getattr(step, name) is None]
+        if not silent:
+            raise
+        named = ", ".join(f"{name}={getattr(facts, name)}" for name in silent)
+        raise UserError(f"{error} ({named} is what the source names; give others if need be)") from error
     card_for("pipeline", step, _card_details(facts, loaded) | details).write(folder)
     return {"model": "PixArt", "size": details["size"]}
 

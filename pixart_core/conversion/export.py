@@ -34,7 +34,8 @@ def write_official(
         The file and notes for the user.
 
     Raises:
-        UserError: a DiT that the original code would compute differently.
+        UserError: a DiT that the original code would compute differently, or a learned unconditional caption
+            that is not there.
     """
     kind: Kind = "dit" if isinstance(model, DiTTransformer) else "pixart"
     notes: list[str] = []
@@ -45,6 +46,11 @@ def write_official(
     table = position_table(config.width, config.sample_size, config.patch_size, config.interpolation_scale)
     weights[POS_EMBED] = table.to(dtype)
     if kind == "pixart":
+        if y_embedding is None and facts.uncond == "learned":
+            raise UserError(
+                "the model was trained with a learned unconditional caption, but there is no "
+                "uncond.safetensors beside it to put into an official file"
+            )
         if y_embedding is None:
             y_embedding = torch.zeros(facts.max_tokens, config.caption_channels)
             notes.append(

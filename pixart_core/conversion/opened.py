@@ -11,7 +11,7 @@ from torch import Tensor
 from pixart_core.artifacts.card import Card, read_card
 from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, read_checkpoint_card
 from pixart_core.artifacts.uncond import read_uncond
-from pixart_core.conversion.official import original_kind
+from pixart_core.conversion.official import Y_EMBEDDING, original_kind
 from pixart_core.conversion.weight_files import WeightFile, read_weight_file
 from pixart_core.errors import UserError
 from pixart_core.models.files import CONFIG, WEIGHTS, WEIGHTS_INDEX
@@ -106,8 +106,7 @@ def _open_file(path: Path, which: str) -> Opened:
     own = own if isinstance(own, dict) else {}
     kind = original_kind(weights)
     if kind == "pixart":
-        released = ModelFacts(uncond="learned", max_tokens=_tokens(weights))
-        facts = ModelFacts.from_details(own) if own else released
+        facts = ModelFacts.from_details(own) if own else _official_facts(weights)
     else:
         facts = ModelFacts.from_details(own)
     return Opened(
@@ -122,9 +121,12 @@ def _open_file(path: Path, which: str) -> Opened:
     )
 
 
-def _tokens(weights: dict[str, Tensor]) -> int:
-    table = weights.get("y_embedder.y_embedding")
-    return len(table) if table is not None and table.ndim == 2 else 120
+def _official_facts(weights: dict[str, Tensor]) -> ModelFacts:
+    """Those of the released weights; a file without the learned caption can only be given the empty one."""
+    learned = weights.get(Y_EMBEDDING)
+    if learned is None or learned.ndim != 2:
+        return ModelFacts(uncond="empty")
+    return ModelFacts(uncond="learned", max_tokens=len(learned))
 
 
 def _format(path: Path, weights: dict[str, Tensor], file: WeightFile) -> Format:
