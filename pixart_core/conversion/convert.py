@@ -24,6 +24,7 @@ from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import ConvertStep
 
+T5_XXL_WIDTH = 4096
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ERRORS_FILE, ERRORS_PLOT = "reparameterisation.json", "reparameterisation.png"
 # Options that only the step from DiT to PixArt reads.
@@ -77,7 +78,7 @@ def _check_options(step: ConvertStep, loaded: Loaded) -> None:
         )
     if not isinstance(loaded.model, DiTTransformer):
         width, given = loaded.model.config.caption_channels, step.caption_channels
-        if given not in (width, fields["caption_channels"].default):
+        if given not in (width, None):
             raise UserError(f"{step.source} has caption_channels {width}, not {given}")
     if step.to == "official" and (step.vae or step.text_encoder):
         raise UserError("vae and text_encoder: an official file holds neither; leave them out")
@@ -102,7 +103,7 @@ def _to_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Pr
     details: dict[str, Any] = {}
     if isinstance(model, DiTTransformer):
         facts = dataclasses.replace(facts, label_names=(), uncond="empty")
-        model, made = _reparameterise(step, model, folder, progress)
+        model, made = _reparameterise(step, model, facts, folder, progress)
         details["timestep_of_agreement"] = step.timestep
     elif loaded.report.y_embedding is not None:
         write_uncond(folder, loaded.report.y_embedding)
@@ -113,13 +114,12 @@ def _to_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Pr
 
 
 def _reparameterise(
-    step: ConvertStep, dit: DiTTransformer, folder: Path, progress: Progress
+    step: ConvertStep, dit: DiTTransformer, facts: ModelFacts, folder: Path, progress: Progress
 ) -> tuple[PixArtTransformer, dict[str, Any]]:
-    _check_caption_channels(step)
     dit, reason = with_definition(dit, step.dit_definition)
     pixart = pixart_from_dit(
         dit,
-        caption_channels=step.caption_channels,
+        caption_channels=_caption_channels(step, facts),
         timestep=step.timestep,
         class_condition=step.class_condition,
         shared_mlp=step.shared_mlp,
@@ -139,16 +139,22 @@ def _reparameterise(
     return pixart, {"model": "PixArt", "reparameterisation": rows, "notes": [reason] if reason else []}
 
 
-def _check_caption_channels(step: ConvertStep) -> None:
-    if step.text_encoder is None:
-        return
-    config = read_config(str(step.text_encoder), "text_encoder")
+def _caption_channels(step: ConvertStep, facts: ModelFacts) -> int:
+    """Width of the text encoder's tokens: as given, as the encoder says, or that of T5 XXL.
+
+    Raises:
+        UserError: what is given is not what the encoder says.
+    """
+    source = facts.text_encoder
+    known = step.text_encoder is not None or Path(source).is_dir()
+    config = read_config(source, "text_encoder") if known else None
     width = text_width(config) if config else None
-    if width is not None and width != step.caption_channels:
+    if width is not None and step.caption_channels not in (None, width):
         raise UserError(
-            f"caption_channels is {step.caption_channels}, but the text encoder {step.text_encoder} has "
+            f"caption_channels is {step.caption_channels}, but the text encoder {source} has "
             f"tokens of width {width}; set caption_channels={width}"
         )
+    return step.caption_channels or width or T5_XXL_WIDTH
 
 
 def _to_diffusers(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pixart_core.models.config import TransformerConfig
 from pixart_core.models.dit import DiTTransformer
 from pixart_core.models.files import CONFIG, save_transformer
 from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.sampling.schedulers import build_scheduler
 
 # Latent sides whose aspect-ratio bins `PixArtAlphaPipeline` knows.
 BINNED_SAMPLE_SIZES = (32, 64, 128)
@@ -57,7 +58,7 @@ def write_pipeline(
             f"{config.caption_channels}"
         )
     save_transformer(config, model.state_dict(), folder / TRANSFORMER, dtype)
-    _scheduler(facts).save_pretrained(folder / "scheduler")
+    build_scheduler("dpm-solver", facts.prediction_type).save_pretrained(folder / "scheduler")
     if y_embedding is not None:
         write_uncond(folder, y_embedding)
     pixels = config.sample_size * 2 ** (len(vae_config["block_out_channels"]) - 1)
@@ -107,20 +108,6 @@ def _check_vae(vae: str, vae_config: dict[str, Any], config: TransformerConfig) 
             f"VAE {vae} has shift_factor {vae_config['shift_factor']}, which PixArtAlphaPipeline ignores: "
             "its pictures would come out wrong; sample with `pixart sample`"
         )
-
-
-def _scheduler(facts: ModelFacts) -> Any:
-    from diffusers import DPMSolverMultistepScheduler
-
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=1000,
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        solver_order=2,
-        algorithm_type="dpmsolver++",
-        prediction_type=facts.prediction_type,
-    )
 
 
 def _model_index(encoder_class: str, tokenizer_class: str) -> dict[str, Any]:

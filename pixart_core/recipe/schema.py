@@ -249,7 +249,9 @@ class ConvertStep(Strict):
         description="Timestep embedding that a diffusers DiT was trained with; auto: original if all blocks "
         "hold copies of one embedder.",
     )
-    caption_channels: PositiveInt = 4096
+    caption_channels: PositiveInt | None = Field(
+        None, description="Width of the text encoder's tokens; default: read from it, else T5-XXL's 4096."
+    )
     vae: Source | None = Field(None, description="With `to: diffusers`: the VAE of the pipeline.")
     text_encoder: Source | None = Field(
         None, description="With `to: diffusers`: the text encoder of the pipeline."
