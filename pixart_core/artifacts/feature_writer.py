@@ -136,13 +136,13 @@ class FeatureWriter:
             else:
                 columns[name] = value.half() if self.storage == "fp16" else value
                 stored = columns[name].float()
-            if not torch.isfinite(stored).all():
+            size = _norm(value)
+            difference = _norm(stored - value)
+            if not math.isfinite(size + difference):
                 raise PixartError(
                     f"{name} is not finite in {self.storage}; a wider storage or dtype is needed"
                 )
-            size = value.double().square().sum().item()
-            difference = (stored - value).double().square().sum().item()
-            errors[name] = float(f"{math.sqrt(difference / size) if size else 0.0:.4g}")
+            errors[name] = float(f"{difference / size if size else 0.0:.4g}")
         return columns, errors
 
     def _publish(self, entry: dict[str, Any], columns: Mapping[str, Tensor]) -> None:
@@ -160,6 +160,10 @@ class FeatureWriter:
                 os.fsync(file.fileno())
         except OSError as error:
             raise PixartError(f"cannot write {self.folder / INDEX}: {error.strerror or error}") from error
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ label_names, error (relative rms error of each kind of stored value).
 """
 
 import collections
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models import AutoencoderKL
-from jaxtyping import UInt8
 from torch import Tensor
 
 from pixart_core.artifacts.captions import read_captions
@@ -33,6 +33,9 @@ from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import ExtractFeaturesStep
 
+# Splitting short operations over the cores of a CPU costs more than it gains, much more on a busy machine.
+_SMALL_MODEL = 2**22  # parameters
+_SMALL_BATCH = 2**20  # pixels
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -147,11 +150,14 @@ def _encode_captions(
     writer: FeatureWriter,
     progress: Progress,
 ) -> None:
+    small = encoder.model.device.type == "cpu" and encoder.model.num_parameters() < _SMALL_MODEL
     progress.start("captions", len(captions))
     for number, part in enumerate(_parts(captions, step.shard_size)):
         name = f"text-{number:05d}.safetensors"
         if not writer.has(name):
-            writer.write_text(name, encoder.encode_each(part, step.max_tokens, step.batch_size))
+            with _single_threaded_torch() if small else contextlib.nullcontext():
+                states = encoder.encode_each(part, step.max_tokens, step.batch_size)
+            writer.write_text(name, states)
         progress.advance("captions", len(part))
     progress.finish("captions")
 
@@ -173,9 +179,9 @@ def _encode_images(
                 progress.advance("images", len(part))
                 continue
             moments = []
-            for pixels in _read_ahead(reader, [record for record, _ in part], bucket, step.batch_size):
-                moments.append(encode_moments(vae, pixels.float() / 127.5 - 1, step.batch_size))
-                progress.advance("images", len(pixels))
+            for latents in _moments(vae, reader, [record for record, _ in part], bucket, step.batch_size):
+                moments.append(latents)
+                progress.advance("images", len(latents[0]))
             writer.write_images(name, bucket, _image_rows(part, moments))
     progress.finish("images")
 
@@ -194,25 +200,51 @@ def _image_rows(
     )
 
 
-def _read_ahead(
-    reader: ImageReader, records: Sequence[ImageRecord], bucket: Bucket, batch_size: int
-) -> Iterator[UInt8[Tensor, "b 3 height width"]]:
-    """Batches in order; threads decode the next ones while the VAE works on this one."""
+def _moments(
+    vae: AutoencoderKL, reader: ImageReader, records: Sequence[ImageRecord], bucket: Bucket, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Moments of batches, in order; threads decode the next images meanwhile.
+
+    On a CPU, batches of small pictures are encoded in those threads too, each with one thread of torch.
+    """
+    workers = min(8, os.cpu_count() or 1)
+    in_threads = vae.device.type == "cpu" and batch_size * bucket[0] * bucket[1] <= _SMALL_BATCH
 
     def read(batch: Sequence[ImageRecord]) -> Tensor:
         images = [resize_and_crop(reader.read(record), *bucket) for record in batch]
-        pixels = np.stack([np.asarray(image) for image in images])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
-    workers = min(8, os.cpu_count() or 1)
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_moments(vae, pixels.to(vae.device).float() / 127.5 - 1, batch_size)
+
+    batches = _parts(records, batch_size)
+    if in_threads:
+        with _single_threaded_torch():
+            yield from _ahead(lambda batch: encode(read(batch)), batches, workers)
+    else:
+        yield from map(encode, _ahead(read, batches, workers))
+
+
+def _ahead(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`map` in threads, in order, never more than `workers` results ahead."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque[Future[Tensor]] = collections.deque()
-        for batch in _parts(records, batch_size):
-            waiting.append(pool.submit(read, batch))
+        waiting: collections.deque[Future[Any]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
             if len(waiting) > workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _single_threaded_torch() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -46,7 +46,7 @@ class TextEncoder:
     hash: str
     channels: int
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(
         self, texts: Sequence[str], max_tokens: int = 120
     ) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:

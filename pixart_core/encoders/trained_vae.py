@@ -52,7 +52,8 @@ def build_vae(options: VaeTraining) -> AutoencoderKL:
             block_out_channels=tuple(options.block_out_channels),
             layers_per_block=1,
             latent_channels=options.latent_channels,
-            norm_num_groups=math.gcd(8, *options.block_out_channels),
+            # Groups of a single channel would normalise a flat colour away.
+            norm_num_groups=max(1, math.gcd(32, *options.block_out_channels) // 4),
             sample_size=options.image_size,
             mid_block_add_attention=False,
         )
@@ -125,7 +126,7 @@ def _loss(
 def psnr(vae: AutoencoderKL, images: UInt8[Tensor, "n 3 height width"], batch_size: int = 16) -> float:
     """Peak signal-to-noise ratio of reconstructions (from the latents' means) in dB, rounded to 8 bits."""
     total = 0.0
-    with torch.inference_mode():
+    with torch.no_grad():
         for part in images.split(batch_size):
             pixels = (part.float() / 127.5 - 1).to(vae.device)
             decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample

@@ -61,7 +61,7 @@ def describe_vae(vae: AutoencoderKL, source: str) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def encode_moments(
     vae: AutoencoderKL, pixels: Float[Tensor, "b 3 height width"], batch_size: int = 32
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
@@ -71,4 +71,6 @@ def encode_moments(
         latents = vae.encode(part.to(device=vae.device, dtype=vae.dtype)).latent_dist
         means.append(latents.mean.float().cpu())
         stds.append(latents.std.float().cpu())
+    if len(means) == 1:
+        return means[0], stds[0]
     return torch.cat(means), torch.cat(stds)
