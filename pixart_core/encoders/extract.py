@@ -89,8 +89,8 @@ def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) 
         "count": len(records),
         "buckets": {f"{height}x{width}": len(group) for (height, width), group in buckets.items()},
         "captions": len(numbers),
-        "vae": vae_details,
-        "text_encoder": text_encoder.describe(),
+        "vae": vae_details | {"source": _loadable(str(step.vae))},
+        "text_encoder": text_encoder.describe() | {"source": _loadable(str(step.text_encoder))},
         "label_names": list(manifest.label_names),
         "error": writer.errors(),
     }
@@ -245,6 +245,11 @@ def _single_threaded_torch() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _loadable(source: str) -> str:
+    """A source that sampling can load from any folder: a path made absolute, or a hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
