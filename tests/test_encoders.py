@@ -300,6 +300,6 @@ def test_a_trained_vae_is_built_from_the_data(tmp_path: Path) -> None:
     assert result["vae"]["psnr_images"] == "held-out"
     assert json.loads((tmp_path / "out" / "vae" / "config.json").read_text())["latent_channels"] == 4
     assert not (tmp_path / "out" / "training").exists()
+    odd = step.model_copy(update={"vae": options.model_copy(update={"image_size": 15})})
     with pytest.raises(UserError, match="image_size 15 is not a multiple of 2"):
-        odd = options.model_copy(update={"image_size": 15})
-        run_encoders(step.model_copy(update={"vae": odd}), tmp_path / "odd", Silent())
+        run_encoders(odd, tmp_path / "odd", Silent())
