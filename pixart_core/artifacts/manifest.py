@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.card import Card, read_card
 from pixart_core.artifacts.publish import write_text
 from pixart_core.errors import UserError
 
@@ -103,12 +103,12 @@ def write_manifest(
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Read the manifest that `folder` holds.
+    """Read the manifest that `folder` is, or that it keeps (features and captions do, in `manifest/`).
 
     Raises:
         UserError: not a complete manifest, or a damaged line in it (named).
     """
-    folder = Path(folder)
+    folder = manifest_folder(folder) or Path(folder)
     card = Card.read(folder, "manifest")
     records = []
     for number, row in _rows(folder / MANIFEST):
@@ -118,6 +118,15 @@ def read_manifest(folder: Path | str) -> Manifest:
             raise UserError(f"{folder / MANIFEST}:{number}: not an image record ({error})") from error
     label_names: Sequence[str] = card.details.get("label_names") or ()
     return Manifest(folder, tuple(records), tuple(label_names))
+
+
+def manifest_folder(folder: Path | str) -> Path | None:
+    """`folder` if it is a manifest, the manifest that it keeps in `manifest/`, or None."""
+    for place in (Path(folder), Path(folder) / "manifest"):
+        card = read_card(place)
+        if card is not None and card["kind"] == "manifest":
+            return place
+    return None
 
 
 def read_dropped(folder: Path | str) -> list[dict[str, str]]:

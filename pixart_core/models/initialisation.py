@@ -6,10 +6,10 @@ from pixart_core.models.embeddings import CaptionProjection, ClassEmbedding, Emb
 
 
 def initialise(model: nn.Module, width: int) -> None:
-    """Xavier-uniform linears, zero biases, N(0, 1/width) embedding MLPs, zeros where a branch starts silent.
+    """Xavier-uniform linears, zero biases, N(0, 1/fan_in) embedding MLPs, zeros where a branch starts silent.
 
     The released code draws the timestep, caption and modulation MLPs with std 0.02, chosen for width 1152
-    (1/sqrt(1152) = 0.029). At width 128 that starves them, and 1/sqrt(width) learns several times faster.
+    (1/sqrt(1152) = 0.029). At width 128 that starves them, and 1/sqrt(fan_in) learns several times faster.
     Silent: the output projection of cross-attention and the final linear; in DiT also the
     modulation MLPs (adaLN-Zero).
     """
@@ -22,8 +22,8 @@ def initialise(model: nn.Module, width: int) -> None:
             nn.init.zeros_(module.weight)
     for name, module in model.named_modules():
         if isinstance(module, EmbeddingMLP | CaptionProjection):
-            nn.init.normal_(module.linear_1.weight, std=width**-0.5)
-            nn.init.normal_(module.linear_2.weight, std=width**-0.5)
+            for linear in (module.linear_1, module.linear_2):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         elif isinstance(module, ClassEmbedding):
             nn.init.normal_(module.embedding_table.weight, std=width**-0.5)
         elif name == "adaln_single.linear":

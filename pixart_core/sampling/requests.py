@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pixart_core.artifacts.card import read_card
-from pixart_core.artifacts.manifest import read_manifest
+from pixart_core.artifacts.manifest import manifest_folder, read_manifest
 from pixart_core.artifacts.samples import SampleRecord, image_file
 from pixart_core.errors import UserError
 from pixart_core.recipe.schema import SampleStep
@@ -39,8 +38,7 @@ def read_requests(step: SampleStep, default_size: tuple[int, int]) -> list[Sampl
 
 
 def _from_file(path: Path, offset: int) -> list[tuple[str, str, dict[str, Any]]]:
-    card = read_card(path)
-    if card is not None and card["kind"] == "manifest":
+    if manifest_folder(path) is not None:
         heldout = read_manifest(path).split("heldout")
         found = [(record.id, record.caption, record.meta) for record in heldout if record.caption]
         if not found:

@@ -7,6 +7,16 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
+# First and last layers, and tables (E(i) is six vectors, not a linear map).
+_OUTER = (
+    "linear_1.weight",
+    "embedding_table.weight",
+    "scale_shift_table",
+    "proj_out.weight",
+    "proj_out_1.weight",
+    "proj_out_2.weight",
+)
+
 
 class Optimizers:
     """One or two torch optimisers behind the interface of one, with a common learning-rate factor."""
@@ -56,7 +66,10 @@ def build_muon(
     eps: float,
     weight_decay: float,
 ) -> Optimizers:
-    """Muon on the matrices inside the blocks, AdamW on embeddings, tables, biases and the last layer.
+    """Muon on the matrices from hidden layer to hidden layer, AdamW on the rest.
+
+    The rest: what reads pixels, sinusoids, captions or classes, what writes the output, tables and biases.
+    Of the modulation, adaLN-single's MLP belongs to Muon: left to AdamW, a small model learned much slower.
 
     Muon's updates are scaled to the size of AdamW's (Liu et al., 2025), so that one learning rate serves
     both.
@@ -64,9 +77,8 @@ def build_muon(
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        hidden = name.startswith("transformer_blocks.") and parameter.ndim == 2
-        # E(i) is a table of six vectors, not a linear map.
-        (matrices if hidden and not name.endswith("scale_shift_table") else rest).append(parameter)
+        hidden = parameter.ndim == 2 and not name.endswith(_OUTER)
+        (matrices if hidden else rest).append(parameter)
     return Optimizers(
         [
             Muon(
