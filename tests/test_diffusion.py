@@ -122,3 +122,28 @@ def test_guidance_scale_one_is_the_conditional_branch() -> None:
     a, b = torch.randn(2, 1, 3, 2, 2)
     torch.testing.assert_close(guide(a, b, 1.0), b)
     torch.testing.assert_close(guide(a, b, 0.0), a)
+
+
+@pytest.mark.parametrize("t", [20, 200, 500, 900])
+def test_the_truncated_snr_weight_is_the_same_for_every_kind_of_prediction(t) -> None:
+    latents, noise, noisy, timesteps = draw(t, count=1)
+    guess = latents + 0.1
+    implied = (noisy - SCHEDULE.signal[t] * guess) / SCHEDULE.sigma[t]
+    outputs = {
+        "sample": guess,
+        "epsilon": implied,
+        "v_prediction": SCHEDULE.signal[t] * implied - SCHEDULE.sigma[t] * guess,
+    }
+    snr = float(SCHEDULE.alphas_cumprod[t] / (1 - SCHEDULE.alphas_cumprod[t]))
+    for kind, output in outputs.items():
+        terms = diffusion_loss(
+            SCHEDULE,
+            output,
+            latents=latents,
+            noise=noise,
+            noisy=noisy,
+            timesteps=timesteps,
+            prediction_type=kind,
+            weighting="truncated_snr",
+        )
+        assert terms.mse.item() == pytest.approx(0.01 * min(max(snr, 1.0), 5.0), rel=1e-3), kind

@@ -32,6 +32,7 @@ def diffusion_loss(
     noisy: Float[Tensor, "b c h w"],
     timesteps: Int[Tensor, " b"],
     prediction_type: str,
+    weighting: str = "uniform",
 ) -> LossTerms:
     """Loss of one prediction, in float32.
 
@@ -44,10 +45,26 @@ def diffusion_loss(
     prediction, variance = output[:, :channels], output[:, channels:]
     target = schedule.target(prediction_type, latents, noise, timesteps)
     mse = (prediction - target).square().flatten(1).mean(1)
+    if weighting == "truncated_snr":
+        mse = mse * truncated_snr_weight(schedule, prediction_type, timesteps)
     if variance.shape[1] == 0:
         return LossTerms(mse, None)
     predicted = schedule.predict_latents(prediction_type, prediction.detach(), noisy, timesteps)
     return LossTerms(mse, variational_bound(schedule, predicted, variance, latents, noisy, timesteps))
+
+
+def truncated_snr_weight(
+    schedule: NoiseSchedule, prediction_type: str, timesteps: Int[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """Weight that makes every kind of prediction count the error of x_0 by max(SNR, 1), at most by 5.
+
+    Salimans & Ho (2022), section 4; the bound is that of min-SNR (Hang et al., 2023).
+    """
+    cumulative = schedule.alphas_cumprod[timesteps]
+    snr = cumulative / (1 - cumulative)
+    # error of epsilon = SNR x error of x_0; error of v = (SNR + 1) x error of x_0
+    scale = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
+    return snr.clamp(1.0, 5.0) / scale
 
 
 def variational_bound(

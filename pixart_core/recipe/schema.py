@@ -213,6 +213,10 @@ class TrainStep(Strict):
         "empty", description="Dropped captions become the learned embedding or the encoded empty caption."
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    loss_weighting: Literal["uniform", "truncated_snr"] = Field(
+        "uniform",
+        description="truncated_snr counts the error of the clean latents by max(SNR, 1), at most 5.",
+    )
     mixed_precision: Literal["no", "bf16"] = "no"
     seed: NonNegativeInt = 0
     checkpointing_steps: PositiveInt = 1000

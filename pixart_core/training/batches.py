@@ -80,14 +80,16 @@ def make_batch(
     """
     shape = features.mean.shape[1:]
     generator = torch.Generator()
+    sampled = bool(features.std.any())  # a VAE without noise needs no draws
     draws, noise, timesteps, drops = [], [], [], []
     for slot in slots:
         generator.manual_seed(derive_seed(seed, "sample", step, slot))
         timesteps.append(int(torch.randint(NUM_TIMESTEPS, (), generator=generator)))
         drops.append(float(torch.rand((), generator=generator)) < dropout)
         noise.append(torch.randn(shape, generator=generator))
-        draws.append(torch.randn(shape, generator=generator))
-    moments = features.mean + features.std * torch.stack(draws)
+        if sampled:
+            draws.append(torch.randn(shape, generator=generator))
+    moments = features.mean + features.std * torch.stack(draws) if sampled else features.mean
     dropped = torch.tensor(drops)
 
     text = mask = labels = None

@@ -28,6 +28,7 @@ from pixart_core.training.batches import TrainingBatch, Unconditional, make_batc
 from pixart_core.training.ema import Ema
 from pixart_core.training.interrupt import StopRequests
 from pixart_core.training.log import TrainingLog
+from pixart_core.training.memory import keep_freed_memory
 from pixart_core.training.optimizer import Optimizers, build_adamw, build_muon
 from pixart_core.training.order import BatchOrder
 from pixart_core.training.schedule import learning_rate_factor
@@ -50,6 +51,8 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
         NonFiniteError: the loss is not finite; the last state is kept.
     """
     accelerator = Accelerator()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     store = FeatureStore(Path(str(step.features)))
     model, facts = start_model(step, store)
     continue_or_refuse(step, output)
@@ -71,6 +74,7 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
         batch_loss,
         schedule=NoiseSchedule(accelerator.device),
         prediction_type=step.prediction_type,
+        weighting=step.loss_weighting,
         autocast=torch.bfloat16 if step.mixed_precision == "bf16" else None,
         micro_conditions=model.config.use_additional_conditions,
     )

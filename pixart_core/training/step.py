@@ -35,6 +35,7 @@ def batch_loss(
     *,
     schedule: NoiseSchedule,
     prediction_type: str,
+    weighting: str = "uniform",
     autocast: torch.dtype | None,
     micro_conditions: bool = False,
 ) -> LossTerms:
@@ -58,6 +59,7 @@ def batch_loss(
         noisy=noisy,
         timesteps=batch.timesteps,
         prediction_type=prediction_type,
+        weighting=weighting,
     )
 
 
