@@ -46,8 +46,8 @@ app = typer.Typer(
     invoke_without_command=True,
     epilog=examples(
         "pixart run quickstart",
-        "pixart train --recipe stage3 train.learning_rate=1.0e-5",
-        'pixart sample --checkpoint runs/stage3 "a red fox"',
+        "pixart train --recipe quickstart --step stage2 learning_rate=1.0e-3",
+        'pixart sample --checkpoint runs/quickstart/pipeline "a small red circle on a white background"',
     ),
 )
 def pixart(

@@ -124,7 +124,7 @@ def test_drawn_area_is_the_area_of_the_shape(shape: str, share: float) -> None:
     scene = Scene("black", (SceneObject("red", shape, "large", (0.5, 0.5), "center"),))
     picture = render_scene(scene, 128, 128).astype(float)
     area = picture.sum() / sum(COLORS["red"])
-    assert area == pytest.approx(share * 52**2, rel=0.01)
+    assert area == pytest.approx(share * 56**2, rel=0.01)
 
 
 @pytest.mark.parametrize(("height", "width"), PICTURE_SIZES)

@@ -74,12 +74,12 @@ def test_color_and_size_between_two_names_are_unknown() -> None:
     teal = np.where(picture == (225, 25, 35), (35, 112, 145), picture)  # between green and blue
     assert detect_scene(teal.astype(np.uint8)).objects[0].color == "unknown"
     y, x = np.mgrid[:64, :64] + 0.5 - 32
-    assert detect_scene(on_white(0.5 - (np.hypot(x, y) - 10))).objects[0].size == "unknown"
+    assert detect_scene(on_white(0.5 - (np.hypot(x, y) - 11))).objects[0].size == "unknown"
 
 
 def test_touching_objects_of_two_colors_are_two_objects() -> None:
     left = SceneObject("red", "square", "large", (0.5, 0.3))
-    right = SceneObject("blue", "square", "large", (0.5, 0.3 + 26 / 64))
+    right = SceneObject("blue", "square", "large", (0.5, 0.3 + 28 / 64))
     found = detect_scene(render_scene(Scene("white", (left, right), "left"), 64, 64))
     names = {thing.name for thing in found.objects}
     assert len(found.objects) == 2

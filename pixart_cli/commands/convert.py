@@ -16,7 +16,7 @@ from pixart_core.recipe.schema import ConvertStep
 
 @with_examples(
     "pixart convert --from dit.pt --to pixart --output converted/dit-xl",
-    "pixart convert --from runs/stage3 --to diffusers --vae stabilityai/sd-vae-ft-ema "
+    "pixart convert --from runs/stage2 --to diffusers --vae stabilityai/sd-vae-ft-ema "
     "--text-encoder google/t5-v1_1-xxl",
     "pixart convert --from PixArt-XL-2-512x512.pth --to diffusers dtype=fp16",
     "pixart convert --info PixArt-XL-2-1024-MS.pth --json",

@@ -17,10 +17,10 @@ from pixart_core.recipe.plan import plan_chain
 
 @with_examples(
     "pixart run quickstart",
-    "pixart run recipes/pixart_alpha.yaml --dry-run",
+    "pixart run quickstart --dry-run",
     "pixart run quickstart --output runs/try stage2.max_train_steps=500 stage2.optimizer.kind=adamw",
     "pixart run quickstart --from stage2",
-    "pixart run quickstart --only evaluate --force --json",
+    "pixart run quickstart --only report --force --json",
 )
 def run(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or a bundled recipe's name.")],

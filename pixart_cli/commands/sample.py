@@ -15,9 +15,10 @@ from pixart_core.recipe.schema import SampleStep
 
 
 @with_examples(
-    'pixart sample --checkpoint runs/stage3 "a red fox in the snow"',
-    "pixart sample --checkpoint runs/stage3 --prompts prompts.txt --num-inference-steps 20 --seed 7",
-    'pixart sample --checkpoint runs/stage3 "a cat" --set sizes=[[512,768]] --set images_per_prompt=4',
+    'pixart sample --checkpoint runs/quickstart/pipeline "a small red circle on a white background"',
+    "pixart sample --checkpoint runs/quickstart/pipeline --prompts prompts.txt --seed 7",
+    "pixart sample --checkpoint runs/quickstart/pipeline --prompts runs/quickstart/data_large "
+    "--set sizes=[[80,112]] --set images_per_prompt=4",
 )
 def sample(
     checkpoint: Annotated[str, typer.Option(help="Output of pixart train, or a pipeline folder.")],

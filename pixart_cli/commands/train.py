@@ -18,8 +18,8 @@ from pixart_core.recipe.schema import Recipe, TrainStep, step_references
 
 
 @with_examples(
-    "pixart train --recipe stage3",
-    "pixart train --recipe stage3.yaml --output runs/x train.learning_rate=1.0e-5",
+    "pixart train --recipe own_images",
+    "pixart train --recipe own_images.yaml --output runs/x train.learning_rate=1.0e-3",
     "pixart train --recipe quickstart --step stage2 --max-train-steps 500 optimizer.kind=adamw",
 )
 def train(

@@ -67,20 +67,22 @@ def read_samples(folder: Path) -> list[SampleRecord]:
         UserError: not a sample set, unfinished, or an image is gone.
     """
     Card.read(folder, "samples")
-    records = [SampleRecord(**row) for row in _rows(folder / SAMPLES)]
+    records = list(_rows(folder / SAMPLES))
     for record in records:
         if not (folder / record.file).is_file():
             raise UserError(f"{folder}: {record.file} is listed in {SAMPLES} but is not there")
     return records
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[SampleRecord]:
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
-            yield json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from error
+            yield SampleRecord(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a sample ({error})") from error

@@ -37,8 +37,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
-# Width of the bounding box as a share of the picture's short side: 15 and 26 of 64 pixels.
-SIZES = {"small": 15 / 64, "large": 26 / 64}
+# Width of the bounding box as a share of the picture's short side: 18 and 28 of 64 pixels.
+SIZES = {"small": 18 / 64, "large": 28 / 64}
 # Centres (y, x) as shares of height and width.
 POSITIONS: dict[str, tuple[float, float]] = {
     "top left": (0.25, 0.25),
@@ -61,7 +61,7 @@ RELATIONS: dict[str, tuple[str, str, str]] = {
 ARRANGEMENTS: dict[str, tuple[str, str]] = {"side by side": ("left", "right"), "stacked": ("top", "bottom")}
 LABELS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
-JITTER = 2 / 64
+JITTER = 0.5 / 64
 CROSS_ARM = 0.36  # width of an arm as a share of the cross
 HELDOUT_ONE_IN = 10
 # Five single objects, four pairs and twins in every block of ten.

@@ -32,7 +32,7 @@ BORDER_SHARE = 0.7  # of the border pixels must agree on the background
 FOREGROUND = 50.0  # RGB distance from the background
 # Regions below this share of the smallest object (a small triangle) are specks, not objects.
 SPECK = 0.2
-SIZE_TOLERANCE = 0.22  # relative; small and large are a factor of 1.73 apart
+SIZE_TOLERANCE = 0.2  # relative; small and large are a factor of 1.56 apart
 POSITION_TOLERANCE = 0.1  # share of height or width; places are 0.25 apart
 MIN_OVERLAP = 0.85
 OVERLAP_MARGIN = 0.05
