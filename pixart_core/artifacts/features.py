@@ -131,6 +131,11 @@ class FeatureStore:
         shards = self._images[bucket]
         return [_decode_id(row) for number in range(shards.count) for row in shards.open(number)["id"]]
 
+    def unlabelled(self) -> int:
+        """How many samples have no class."""
+        shards = (images.open(number) for images in self._images.values() for number in range(images.count))
+        return sum(int((shard["label"] < 0).sum()) for shard in shards)
+
     def batch(self, bucket: Bucket, indices: Sequence[int]) -> FeatureBatch:
         """The samples number `indices` of `bucket`."""
         places = self._images[bucket].locate(indices)

@@ -62,7 +62,7 @@ ARRANGEMENTS: dict[str, tuple[str, str]] = {"side by side": ("left", "right"), "
 LABELS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
 JITTER = 0.5 / 64
-CROSS_ARM = 0.36  # width of an arm as a share of the cross
+CROSS_ARM = 0.3  # width of an arm as a share of the cross
 HELDOUT_ONE_IN = 10
 # Five single objects, four pairs and twins in every block of ten.
 KINDS_OF_TEN: tuple[Kind, ...] = (*("single", "pair") * 4, "single", "twins")

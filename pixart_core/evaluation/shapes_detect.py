@@ -34,7 +34,7 @@ FOREGROUND = 50.0  # RGB distance from the background
 SPECK = 0.2
 SIZE_TOLERANCE = 0.2  # relative; small and large are a factor of 1.56 apart
 POSITION_TOLERANCE = 0.1  # share of height or width; places are 0.25 apart
-MIN_OVERLAP = 0.85
+MIN_OVERLAP = 0.84
 OVERLAP_MARGIN = 0.05
 BLURS = (0.0, 0.8, 1.3)  # pixels; a generated picture may be this blurred
 # Area of a shape as a share of its squared width.

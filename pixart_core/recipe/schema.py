@@ -209,8 +209,10 @@ class TrainStep(Strict):
     max_grad_norm: PositiveFloat = 0.01
     ema_decay: Fraction = 0.9999
     caption_dropout: Fraction = 0.1
-    uncond: Literal["learned", "empty"] = Field(
-        "empty", description="Dropped captions become the learned embedding or the encoded empty caption."
+    uncond: Literal["learned", "empty"] | None = Field(
+        None,
+        description="Dropped captions become the learned embedding or the encoded empty caption; "
+        "default: as in init, empty for a new model.",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     loss_weighting: Literal["uniform", "truncated_snr"] = Field(

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
 from torch import nn
 
 from pixart_core.artifacts.card import card_for
-from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER
+from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER, ModelFacts
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.publish import write_json, write_text
 from pixart_core.artifacts.uncond import read_uncond, write_uncond
@@ -31,9 +30,10 @@ from pixart_core.training.log import TrainingLog
 from pixart_core.training.memory import keep_freed_memory
 from pixart_core.training.optimizer import Optimizers, build_adamw, build_muon
 from pixart_core.training.order import BatchOrder
+from pixart_core.training.processes import connect, on_any, rank_slots
 from pixart_core.training.schedule import learning_rate_factor
 from pixart_core.training.start import start_model
-from pixart_core.training.state import Counters, load_newest, save_state
+from pixart_core.training.state import Counters, load_newest, save_state, saved_states
 from pixart_core.training.step import batch_loss, train_step
 
 STATES = "checkpoints"
@@ -50,16 +50,16 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
         UserError: features, start and options do not fit together, or `output` holds another run.
         NonFiniteError: the loss is not finite; the last state is kept.
     """
-    accelerator = Accelerator()
+    accelerator = connect()
+    slots = rank_slots(step, accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     store = FeatureStore(Path(str(step.features)))
     model, facts = start_model(step, store)
     continue_or_refuse(step, output)
 
-    unconditional = find_unconditional(step, store, model)
+    unconditional = find_unconditional(step, store, model, facts)
     order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
-    slots = rank_slots(step, accelerator)
     model.to(accelerator.device).train()
     optimizers = build_optimizers(step, model)
     ema = Ema(model, step.ema_decay)
@@ -68,7 +68,7 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
         progress.say(problem)
     if counters.step:
         progress.say(f"continuing {output} at step {counters.step} of {step.max_train_steps}")
-    log = TrainingLog(output / LOG, counters, step)
+    log = TrainingLog(output / LOG, counters, step, accelerator)
 
     loss_fn = functools.partial(
         batch_loss,
@@ -96,7 +96,6 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
                 loss_fn,
                 count=len(slots) // step.micro_batch_size,
                 max_grad_norm=step.max_grad_norm,
-                backward=accelerator.backward,
             )
             counters.step += 1
             counters.seconds = time.perf_counter() - started
@@ -107,13 +106,14 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
             )
             progress.advance(task, 1, note)
             last = counters.step == step.max_train_steps
+            stop = on_any(accelerator, requests.stop)
             if accelerator.is_main_process and (
-                last or requests.stop or counters.step % step.checkpointing_steps == 0
+                last or stop or counters.step % step.checkpointing_steps == 0
             ):
                 save_state(
                     output / STATES, model, ema, optimizers, counters, keep=step.checkpoints_total_limit
                 )
-            if requests.stop and not last:
+            if stop and not last:
                 requests.raise_interrupt(f"stopped at step {counters.step}; run the same command to continue")
     progress.finish(task)
 
@@ -121,6 +121,8 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
         if unconditional is not None and unconditional.keeps_mask:
             write_uncond(output, unconditional.tokens)
         publish(step, output, model, ema, facts.to_details(), counters)
+    if requests.stop:
+        requests.raise_interrupt(f"{output} is finished")
     return {
         "output": str(output),
         "steps": counters.step,
@@ -148,7 +150,8 @@ def continue_or_refuse(step: TrainStep, output: Path) -> None:
     options = card_for("checkpoint", step, {})
     current = {"options": dict(options.options), "inputs": dict(options.inputs)}
     marker = output / ".run.json"
-    if marker.exists():
+    # Before the first state nothing can be lost: a batch that was too large for the memory may change.
+    if marker.exists() and saved_states(output / STATES):
         stored = json.loads(marker.read_text())
         changed = [
             f"{key}: {stored[part].get(key)!r} before, {current[part].get(key)!r} now"
@@ -167,11 +170,13 @@ def continue_or_refuse(step: TrainStep, output: Path) -> None:
     write_json(marker, current)
 
 
-def find_unconditional(step: TrainStep, store: FeatureStore, model: Transformer) -> Unconditional | None:
+def find_unconditional(
+    step: TrainStep, store: FeatureStore, model: Transformer, facts: ModelFacts
+) -> Unconditional | None:
     """What dropped captions become; None for a class-conditional model."""
     if model.config.conditioning == "class":
         return None
-    if step.uncond == "empty":
+    if facts.uncond == "empty":
         return Unconditional(store.empty_caption().float(), keeps_mask=False)
     if step.init is not None and (stored := read_uncond(Path(str(step.init)))) is not None:
         return Unconditional(stored.float(), keeps_mask=True)
@@ -180,18 +185,6 @@ def find_unconditional(step: TrainStep, store: FeatureStore, model: Transformer)
     channels = model.config.caption_channels
     tokens = torch.randn(store.max_tokens, channels, generator=generator) / channels**0.5
     return Unconditional(tokens, keeps_mask=True)
-
-
-def rank_slots(step: TrainStep, accelerator: Accelerator) -> range:
-    """The places of the global batch that this process computes."""
-    world = accelerator.num_processes
-    if step.global_batch_size % (world * step.micro_batch_size):
-        raise UserError(
-            f"global_batch_size {step.global_batch_size} is not a multiple of {world} processes x "
-            f"micro_batch_size {step.micro_batch_size}"
-        )
-    share = step.global_batch_size // world
-    return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
 def micro_batches(

@@ -1,6 +1,5 @@
 """Which samples make up which batch: a pure function of (seed, step)."""
 
-import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,6 +24,9 @@ class BatchOrder:
         assert self.buckets, "no samples"
         self.batch_size = batch_size
         self.seed = seed
+        self._laps: dict[Bucket, dict[int, np.ndarray]] = {}
+        self._cached_epoch: int | None = None
+        self._cached_batches: list[tuple[Bucket, int]] = []
 
     def batches_before(self, epoch: int) -> int:
         """Number of batches in the epochs before `epoch`."""
@@ -61,14 +63,16 @@ class BatchOrder:
             self._cached_epoch = epoch
         return self._cached_batches
 
-    _cached_epoch: int | None = None
-
     def _sample(self, bucket: Bucket, place: int) -> int:
         lap, offset = divmod(place, self.buckets[bucket])
-        return int(_lap(self.seed, bucket, lap, self.buckets[bucket])[offset])
+        return int(self._lap(bucket, lap)[offset])
 
-
-@functools.lru_cache(maxsize=128)
-def _lap(seed: int, bucket: Bucket, lap: int, count: int) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(derive_seed(seed, "lap", *bucket, lap)))
-    return generator.permutation(count)
+    def _lap(self, bucket: Bucket, lap: int) -> np.ndarray:
+        """The order of one pass over a bucket; the last two are kept, since a batch may span two."""
+        kept = self._laps.setdefault(bucket, {})
+        if lap not in kept:
+            seed = derive_seed(self.seed, "lap", *bucket, lap)
+            kept[lap] = np.random.Generator(np.random.Philox(seed)).permutation(self.buckets[bucket])
+            for old in sorted(kept)[:-2]:
+                del kept[old]
+        return kept[lap]

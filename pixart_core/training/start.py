@@ -24,11 +24,8 @@ def start_model(step: TrainStep, store: FeatureStore) -> tuple[Transformer, Mode
     """
     if step.model is not None:
         config = config_for(step.model, store)
-        # Weights are drawn on the CPU from the recipe's seed, whatever was drawn before.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(step.seed, "weights"))
-            model = build_transformer(config)
-        inherited = ModelFacts(prediction_type=step.prediction_type, uncond=step.uncond)
+        model = _new_model(config, step.seed)
+        inherited = ModelFacts(prediction_type=step.prediction_type)
     else:
         assert step.init is not None
         source = Path(str(step.init))
@@ -40,16 +37,23 @@ def start_model(step: TrainStep, store: FeatureStore) -> tuple[Transformer, Mode
                 f"prediction_type: {step.prediction_type}"
             )
         if step.positions is not None:
-            model = with_positions(model, step.positions)
+            model = with_positions(model, step.positions, seed=step.seed)
     check_fit(model.config, store)
     return model, dataclasses.replace(
         inherited,
-        uncond=step.uncond,
+        uncond=step.uncond or inherited.uncond,
         vae=store.details["vae"]["source"],
         text_encoder=store.details["text_encoder"]["source"],
         max_tokens=store.max_tokens,
         label_names=store.label_names,
     )
+
+
+def _new_model(config: TransformerConfig, seed: int) -> Transformer:
+    """Weights drawn on the CPU from the recipe's seed, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return build_transformer(config)
 
 
 def read_facts(source: Path) -> ModelFacts:
@@ -86,7 +90,7 @@ def config_for(options: ModelOptions, store: FeatureStore) -> TransformerConfig:
         raise UserError(f"model: {error}") from error
 
 
-def with_positions(model: Transformer, positions: Positions) -> Transformer:
+def with_positions(model: Transformer, positions: Positions, *, seed: int = 0) -> Transformer:
     """The same weights at another resolution.
 
     Positions are computed, not stored, so nothing is lost. New size embedders start with a zero last
@@ -104,7 +108,7 @@ def with_positions(model: Transformer, positions: Positions) -> Transformer:
         )
     except ValueError as error:
         raise UserError(f"positions: {error}") from error
-    resized = build_transformer(config)
+    resized = _new_model(config, seed)
     weights = resized.state_dict()
     for name in weights.keys() - model.state_dict().keys():
         if name.endswith("linear_2.weight"):
@@ -128,6 +132,8 @@ def check_fit(config: TransformerConfig, store: FeatureStore) -> None:
             f"the features hold captions of width {store.caption_channels}, the model takes "
             f"{config.caption_channels}: another text encoder?"
         )
+    if config.conditioning == "class" and (missing := store.unlabelled()):
+        raise UserError(f"{missing} of {len(store)} samples have no class; see extract-features label_key")
     if config.conditioning == "class" and config.num_embeds_ada_norm != len(store.label_names):
         raise UserError(
             f"the features hold {len(store.label_names)} classes, the model {config.num_embeds_ada_norm}"

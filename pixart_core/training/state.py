@@ -43,6 +43,8 @@ def save_state(
         PixartError: the disk is full; older states are untouched.
     """
     folder = root / f"step_{counters.step:08d}"
+    for killed in root.glob(".step_*"):  # half-written by a run that was killed while saving
+        shutil.rmtree(killed, ignore_errors=True)
     try:
         with staged_folder(folder) as staging:
             weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}

@@ -21,7 +21,7 @@ class NonFiniteError(PixartError):
 
 @dataclasses.dataclass(frozen=True)
 class StepStats:
-    """Tensors, so that nothing waits for the GPU before they are logged."""
+    """Means over this process's share of the batch, on the CPU."""
 
     loss: Tensor
     mse: Tensor
@@ -72,7 +72,6 @@ def train_step(
     *,
     count: int,
     max_grad_norm: float,
-    backward: Callable[[Tensor], None] = torch.Tensor.backward,
 ) -> StepStats:
     """Accumulate the gradients of `count` equal micro-batches, then update weights and EMA.
 
@@ -83,7 +82,7 @@ def train_step(
     mse, vb, ids = torch.zeros(()), torch.zeros(()), []
     for batch in micro_batches:
         terms = loss_fn(model, batch)
-        backward(terms.total.mean() / count)
+        (terms.total.mean() / count).backward()
         mse = mse + terms.mse.detach().mean().cpu() / count
         if terms.vb is not None:
             vb = vb + terms.vb.detach().mean().cpu() / count

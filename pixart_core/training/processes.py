@@ -1,0 +1,63 @@
+"""The processes of a run: accelerate launches and connects them, the recipe alone says what they compute."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from pixart_core.errors import UserError
+from pixart_core.recipe.schema import TrainStep
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def connect() -> Accelerator:
+    """Join the processes of this run.
+
+    Precision and accumulation are the recipe's: what accelerate's own configuration says of them is not used.
+
+    Raises:
+        UserError: a launch that would not train one model together.
+    """
+    accelerator = Accelerator(mixed_precision="no")
+    if accelerator.distributed_type not in SUPPORTED:
+        raise UserError(f"{accelerator.distributed_type.value} is not supported yet, only DDP")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, but each trains alone; on a CPU set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
+
+
+def rank_slots(step: TrainStep, accelerator: Accelerator) -> range:
+    """The places of the global batch that this process computes.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    world = accelerator.num_processes
+    if step.global_batch_size % (world * step.micro_batch_size):
+        raise UserError(
+            f"global_batch_size {step.global_batch_size} is not a multiple of {world} processes x "
+            f"micro_batch_size {step.micro_batch_size}"
+        )
+    share = step.global_batch_size // world
+    return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def on_any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether `flag` is set on any process: all must stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+    return bool(total > 0)
+
+
+def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:
+    """Each value averaged over the processes."""
+    if accelerator.num_processes == 1:
+        return values
+    stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
+    return dict(zip(values, accelerator.reduce(stacked, "mean").tolist(), strict=True))
