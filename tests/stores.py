@@ -17,8 +17,11 @@ DETAILS = {
 }
 
 
-def write_tiny_store(folder: Path, buckets: dict[tuple[int, int], int] | None = None) -> Path:
-    """Write a store of random features with `buckets` (pixels: count); captions vary in length."""
+def write_tiny_store(
+    folder: Path, buckets: dict[tuple[int, int], int] | None = None, unlabelled: int = 0
+) -> Path:
+    """Write a store of random features with `buckets` (pixels: count); captions vary in length; the first
+    `unlabelled` samples of each bucket have no class."""
     generator = torch.Generator().manual_seed(0)
     writer = FeatureWriter(folder, "plan", "fp32")
     lengths = [1, 3, 5, 2, 4]
@@ -33,7 +36,7 @@ def write_tiny_store(folder: Path, buckets: dict[tuple[int, int], int] | None = 
                 ids=[f"{height}x{width}-{n}" for n in range(count)],
                 mean=torch.randn(shape, generator=generator),
                 std=torch.rand(shape, generator=generator),
-                labels=numbers % 2,
+                labels=torch.where(numbers < unlabelled, -1, numbers % 2),
                 sizes=torch.tensor([[height, width]]).expand(count, 2),
                 captions=1 + numbers % 4,
             ),

@@ -205,3 +205,56 @@ def test_what_does_not_fit_is_one_clear_error(tmp_path, store, changes, message)
 def test_a_missing_store_is_one_clear_error(tmp_path) -> None:
     with pytest.raises(UserError, match="nothing-here"):
         run_training(make_step(tmp_path / "nothing-here"), tmp_path / "run", Silent())
+
+
+def test_a_torn_log_and_a_failure_before_the_first_state_lock_nothing(tmp_path, store) -> None:
+    with pytest.raises(RuntimeError, match="plug"):
+        run_training(make_step(store), tmp_path / "run", Stop(1))
+    with (tmp_path / "run/log.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    smaller = make_step(store, micro_batch_size=1)
+    run_training(smaller, tmp_path / "run", Silent())
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 12]
+
+
+def test_new_size_embedders_come_from_the_seed(tmp_path, store) -> None:
+    options = MODEL.model_copy(update={"attention_head_dim": 6})
+    run_training(make_step(store, model=options), tmp_path / "base", Silent())
+    step = make_step(
+        store,
+        model=None,
+        init=str(tmp_path / "base"),
+        positions=Positions(sample_size=8, use_additional_conditions=True),
+        max_train_steps=2,
+    )
+    for name in ("a", "b"):
+        torch.randn(7)  # whatever was drawn before
+        run_training(step, tmp_path / name, Silent())
+    assert_equal_runs(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_unconditional_caption_is_inherited(tmp_path, store) -> None:
+    run_training(make_step(store, uncond="learned"), tmp_path / "first", Silent())
+    learned = (tmp_path / "first/uncond.safetensors").read_bytes()
+    step = make_step(store, model=None, init=str(tmp_path / "first"), max_train_steps=2)
+    run_training(step, tmp_path / "second", Silent())
+    assert (tmp_path / "second/uncond.safetensors").read_bytes() == learned
+    assert Card.read(tmp_path / "second", "checkpoint").details["model"]["uncond"] == "learned"
+
+
+def test_accelerates_own_configuration_does_not_change_a_run(tmp_path, store, monkeypatch) -> None:
+    run_training(make_step(store), tmp_path / "plain", Silent())
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    run_training(make_step(store), tmp_path / "set", Silent())
+    assert_equal_runs(tmp_path / "plain", tmp_path / "set")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes"):
+        run_training(make_step(store), tmp_path / "two", Silent())
+
+
+def test_class_conditioning_needs_a_class_on_every_sample(tmp_path) -> None:
+    folder = write_tiny_store(tmp_path / "features", unlabelled=2)
+    step = make_step(folder, model=MODEL.model_copy(update={"conditioning": "class"}))
+    with pytest.raises(UserError, match="4 of 17 samples have no class"):
+        run_training(step, tmp_path / "run", Silent())
