@@ -1,14 +1,37 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pixart_core.errors import PixartError
+from pixart_core.errors import PixartError, UserError
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path`; the file written there is fsynced and renamed to `path` at the end.
+
+    Raises:
+        PixartError: the disk is full or the folder cannot be written; `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -17,17 +40,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         PixartError: the disk is full or the folder cannot be written; `path` is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
+    with staged_file(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,14 +60,14 @@ def staged_folder(path: Path) -> Iterator[Path]:
 
     An existing `path` is replaced only then. What a killed run left is cleared on the next try.
     """
+    restore_replaced(path)
     staging = path.with_name(f".{path.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
         yield staging
         if path.exists():
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
+            old = _replaced(path)
             path.rename(old)
             staging.rename(path)
             shutil.rmtree(old)
@@ -61,3 +75,44 @@ def staged_folder(path: Path) -> Iterator[Path]:
             staging.rename(path)
     except OSError as error:
         raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def restore_replaced(path: Path) -> None:
+    """Bring back the folder `path` if a run was killed while it put another in its place.
+
+    The old content is in `.NAME.old` then and `path` is gone; beside a `path` it is only rubbish.
+
+    Raises:
+        PixartError: the folder cannot be written.
+    """
+    old = _replaced(path)
+    if not old.is_dir():
+        return
+    try:
+        if path.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(path)
+    except OSError as error:
+        raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Try whether `path` could be made (or, if it is there, written into); nothing of it stays.
+
+    Raises:
+        UserError: the nearest folder that exists takes no new entry.
+    """
+    folder = next(place for place in (path, *path.absolute().parents) if place.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".pixart-", dir=folder))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # a failure, not a mistake; whoever writes says so
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {path} ({folder}: {reason}); choose another output") from error
+
+
+def _replaced(path: Path) -> Path:
+    """Where the folder `path` lies while another takes its place."""
+    return path.with_name(f".{path.name}.old")

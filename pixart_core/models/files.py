@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pixart_core.artifacts.publish import write_bytes, write_json
-from pixart_core.errors import UserError
+from pixart_core.artifacts.publish import staged_file, write_json
+from pixart_core.errors import PixartError, UserError
 from pixart_core.models.build import Transformer, build_transformer
 from pixart_core.models.config import TransformerConfig
 
@@ -22,9 +22,20 @@ WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 def save_transformer(
     config: TransformerConfig, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write config and weights; the weights first, so that a folder with a config is complete."""
+    """Write config and weights; the weights first, so that a folder with a config is complete.
+
+    Raises:
+        PixartError: the disk is full or the folder cannot be written.
+    """
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
-    write_bytes(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    with staged_file(folder / WEIGHTS) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode
+        try:
+            save_file(tensors, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, in its own words
+            raise PixartError(f"cannot write {folder / WEIGHTS}: {error}") from error
+        partial.chmod(mode)  # some versions of safetensors let nobody else read
     write_json(folder / CONFIG, config.to_diffusers())
 
 
@@ -53,7 +64,10 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / WEIGHTS_INDEX
     files = [WEIGHTS]
     if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            files = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged or no index of shards: {error}") from error
     weights: dict[str, Tensor] = {}
     for name in files:
         try:
