@@ -13,9 +13,9 @@ from PIL import Image
 
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.manifest import Manifest, read_dropped, write_manifest
+from pixart_core.artifacts.patterns import expand_braces
 from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import manifest_for, scan_images
-from pixart_core.data.sources import expand_braces
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import DataOptions

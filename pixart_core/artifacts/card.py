@@ -10,12 +10,22 @@ from typing import Any, Self
 from pydantic import BaseModel
 
 from pixart_core import __version__
+from pixart_core.artifacts.patterns import expand_pattern, is_pattern
 from pixart_core.artifacts.publish import write_json
 from pixart_core.errors import UserError
 from pixart_core.recipe.schema import source_fields
 
 CARD = "card.json"
 SCHEMA_VERSION = 1
+_FIELDS = {
+    "kind": str,
+    "options": dict,
+    "inputs": dict,
+    "details": dict,
+    "schema_version": int,
+    "pixart_version": str,
+    "fingerprint": str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +75,8 @@ class Card:
         card = read_card(folder)
         if card is None:
             state = "has no card.json (unfinished, or not made by pixart)"
+            if (folder / CARD).is_file():
+                state = "has a damaged card.json"
             raise UserError(f"{folder} {state if folder.is_dir() else 'is not a folder'}; expected {kind}")
         if card["kind"] != kind:
             raise UserError(f"{folder} holds {card['kind']}, expected {kind}")
@@ -77,12 +89,20 @@ class Card:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """The raw card of `folder`, or None when there is none (or it is not readable as one)."""
+    """The raw card of `folder`, or None when there is none (or it lacks a field that every card has)."""
     try:
         card = json.loads((folder / CARD).read_text())
     except (OSError, ValueError):
         return None
-    return card if isinstance(card, dict) and "kind" in card and "fingerprint" in card else None
+    if not isinstance(card, dict):
+        return None
+    whole = all(isinstance(card.get(name), type_) for name, type_ in _FIELDS.items())
+    return card if whole else None
+
+
+def made_by(card: Mapping[str, Any], step: BaseModel) -> bool:
+    """Whether a raw card is that of what `step` makes: the same command, options, inputs and version."""
+    return bool(card["fingerprint"] == card_for(card["kind"], step, {}).fingerprint)
 
 
 def fingerprint(value: Any) -> str:
@@ -94,6 +114,7 @@ def fingerprint(value: Any) -> str:
 def fingerprint_input(source: str | Path) -> str:
     """Fingerprint an input: the card of an artifact, else names, sizes and times of its files.
 
+    Those of every file behind a pattern (`x/*.tar`) and of the folder behind `hf:FOLDER[/split]` count.
     A text that is no path (a hub id) is its own fingerprint.
     """
     path = Path(source)
@@ -108,7 +129,21 @@ def fingerprint_input(source: str | Path) -> str:
         return fingerprint(
             [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         )
-    return f"id:{source}"
+    text = str(source)
+    if text.startswith("hf:"):
+        folder = _hub_folder(text.removeprefix("hf:"))
+        return f"id:{text}" if folder is None else fingerprint([text, fingerprint_input(folder)])
+    if is_pattern(text) and (files := expand_pattern(text)):
+        return fingerprint([fingerprint_input(file) for file in files])
+    return f"id:{text}"
+
+
+def _hub_folder(text: str) -> Path | None:
+    """The local folder that stands for a data set: `FOLDER`, or `FOLDER/split` of a path."""
+    path = Path(text)
+    if path.is_dir():
+        return path
+    return path.parent if text.startswith(("/", "./", "../")) and path.parent.is_dir() else None
 
 
 def card_for(kind: str, step: BaseModel, details: Mapping[str, Any]) -> Card:

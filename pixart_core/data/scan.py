@@ -13,7 +13,7 @@ from typing import Any
 from pixart_core.artifacts.card import card_for, read_card
 from pixart_core.artifacts.manifest import ImageRecord, Manifest, read_dropped, read_manifest, write_manifest
 from pixart_core.data.images import UnusableImageError, decode_image
-from pixart_core.data.sources import Candidate, data_fingerprint, list_images
+from pixart_core.data.sources import Candidate, list_images
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import DataOptions
@@ -88,9 +88,7 @@ def manifest_for(step: DataOptions, folder: Path, progress: Progress) -> Manifes
     options = {name: getattr(step, name) for name in DataOptions.model_fields}
     if read_card(Path(str(step.data))) is not None:
         return scan_images(**options, progress=progress)[0]
-    plain = DataOptions(**options)
-    data = str(step.data)
-    card = dataclasses.replace(card_for("manifest", plain, {}), inputs={"data": data_fingerprint(data)})
+    card = card_for("manifest", DataOptions(**options), {})
     kept = read_card(folder)
     if kept is not None and kept["fingerprint"] == card.fingerprint:
         return read_manifest(folder)

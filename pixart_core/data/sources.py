@@ -6,17 +6,14 @@ A folder (recursive; images with same-stem `.txt` / `.json`, and tars), one WebD
 
 import dataclasses
 import functools
-import glob
-import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pixart_core.artifacts.card import fingerprint, fingerprint_input
 from pixart_core.artifacts.manifest import image_id
+from pixart_core.artifacts.patterns import expand_pattern, fixed_part, is_pattern
 from pixart_core.data.images import IMAGE_SUFFIXES, UnusableImageError
 from pixart_core.data.tars import index_tar, read_member
 from pixart_core.errors import UserError
@@ -86,21 +83,6 @@ def list_images(data: str) -> Listing:
     return listing
 
 
-def data_fingerprint(data: str) -> str:
-    """`fingerprint_input` that also sees the files behind a pattern and behind `hf:FOLDER`.
-
-    Raises:
-        UserError: a pattern that matches nothing.
-    """
-    if data.startswith("hf:"):
-        place = Path(data.removeprefix("hf:"))
-        folder = next((one for one in (place, place.parent) if one.is_absolute() and one.is_dir()), None)
-        return fingerprint_input(data) if folder is None else fingerprint([data, fingerprint_input(folder)])
-    if Path(data).exists():
-        return fingerprint_input(data)
-    return fingerprint([fingerprint_input(file) for file in _expand(data)[1]])
-
-
 def _walk(folder: Path) -> list[Path]:
     """Every file below `folder`, hidden ones left out, links followed (a circle of links once)."""
     files: list[Path] = []
@@ -117,35 +99,12 @@ def _walk(folder: Path) -> list[Path]:
 
 
 def _expand(pattern: str) -> tuple[Path, list[Path]]:
-    """(fixed part, files) of a pattern with * ? [] and {a,b} {000..012}."""
-    files = {
-        Path(name)
-        for single in expand_braces(pattern)
-        for name in ([single] if os.path.isfile(single) else glob.glob(single, recursive=True))
-        if os.path.isfile(name)
-    }
+    """(fixed part, files) of a pattern."""
+    files = expand_pattern(pattern)
     if not files:
-        kind = "matches no file" if re.search(r"[*?\[{]", pattern) else "no such folder or file"
+        kind = "matches no file" if is_pattern(pattern) else "no such folder or file"
         raise UserError(f"{pattern}: {kind}")
-    fixed = re.split(r"[*?\[{]", pattern, maxsplit=1)[0]
-    return Path(os.path.abspath(os.path.dirname(fixed) or ".")), sorted(files)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expand {a,b} and {000..012} as a shell does (WebDataset shards are written so)."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    inner = match.group(1)
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
-    if numbers:
-        first, last = numbers.groups()
-        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        options = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    else:
-        options = inner.split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return list(itertools.chain.from_iterable(expand_braces(head + option + tail) for option in options))
+    return fixed_part(pattern), files
 
 
 def _list_files(root: Path, files: Sequence[Path]) -> Listing:

@@ -27,7 +27,7 @@ from pixart_core.artifacts.publish import staged_folder
 from pixart_core.data.images import ImageReader, resize_and_crop
 from pixart_core.data.scan import manifest_for
 from pixart_core.encoders.analytic_vae import build_analytic_vae
-from pixart_core.encoders.captioner import choose_device
+from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.pretrained import quiet, weight_hash
 from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.encoders.trained_vae import VaeTraining, psnr, train_vae

@@ -18,7 +18,6 @@ from pixart_core.data.caption_flags import FLAGS, caption_flags
 from pixart_core.data.images import ImageReader
 from pixart_core.data.nouns import caption_statistics
 from pixart_core.data.scan import manifest_for
-from pixart_core.data.sources import data_fingerprint
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import CaptionStep
 
@@ -43,7 +42,7 @@ def run_caption(step: CaptionStep, output: Path, progress: Progress) -> dict[str
     with open_caption_log(
         output,
         settings=_settings(step),
-        schedule={"data": data_fingerprint(str(step.data)), "limit": step.limit, "batch": step.batch_size},
+        schedule={"data": fingerprint_input(str(step.data)), "limit": step.limit, "batch": step.batch_size},
         batch_size=step.batch_size,
         ids=[record.id for record in manifest.records],
     ) as log:
@@ -71,19 +70,21 @@ def prompt_for(step: CaptionStep, record: ImageRecord) -> str:
 def _settings(step: CaptionStep) -> dict[str, Any]:
     """What decides a caption; batch size and device only change how fast it comes."""
     chosen = ("captioner", "prompt", "with_original_caption", "max_new_tokens", "dtype")
-    return {name: getattr(step, name) for name in chosen} | {"weights": fingerprint_input(step.captioner)}
+    weights = fingerprint_input(str(step.captioner))
+    return {name: getattr(step, name) for name in chosen} | {"weights": weights}
 
 
 def _caption_all(
     step: CaptionStep, manifest: Manifest, todo: Sequence[ImageRecord], log: CaptionLog, progress: Progress
 ) -> None:
-    from pixart_core.encoders.captioner import VisionLanguageModel, choose_device
+    from pixart_core.encoders.captioner import VisionLanguageModel
+    from pixart_core.encoders.device import choose_device
 
     device = choose_device(step.device)
     if device.type == "cpu" and step.dtype != "fp32":
         progress.say(f"captioning on the CPU computes in fp32, not {step.dtype}")
     captioner = VisionLanguageModel.load(
-        step.captioner, dtype=step.dtype, device=device, max_new_tokens=step.max_new_tokens
+        str(step.captioner), dtype=step.dtype, device=device, max_new_tokens=step.max_new_tokens
     )
     total = len(manifest.records)
     progress.start("caption", total)

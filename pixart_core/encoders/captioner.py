@@ -19,16 +19,6 @@ class Captioner(Protocol):
         """One description an image; the same input gives the same words."""
 
 
-def choose_device(device: str | None) -> torch.device:
-    """`device`, or the best there is."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device: {device!r} is no device (cuda, cuda:1, cpu, ...)") from error
-
-
 @dataclasses.dataclass
 class VisionLanguageModel:
     """A model and its processor; greedy decoding, so that captions can be made again."""

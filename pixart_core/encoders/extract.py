@@ -26,7 +26,7 @@ from pixart_core.artifacts.manifest import ImageRecord, Manifest
 from pixart_core.data.buckets import assign_bucket, bucket_table
 from pixart_core.data.images import ImageReader, resize_and_crop
 from pixart_core.data.scan import manifest_for
-from pixart_core.encoders.captioner import choose_device
+from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import describe_vae, encode_moments, load_vae, vae_downsampling
 from pixart_core.errors import UserError

@@ -39,7 +39,10 @@ def load_vae(
 def _refuse_other_class(source: str, place: Mapping[str, Any]) -> None:
     config = Path(place["pretrained_model_name_or_path"]) / "config.json"
     if config.is_file():
-        name = json.loads(config.read_text()).get("_class_name", "no diffusers model")
+        try:
+            name = json.loads(config.read_text()).get("_class_name", "no diffusers model")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{config} is damaged: {error}") from error
         if name != "AutoencoderKL":
             raise UserError(f"{source}: expected a vae of class AutoencoderKL, found {name}")
 

@@ -55,7 +55,7 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
             metrics[samples.name]["shapes"] = scores
     if "frechet" in step.bench:
         for name, result in _frechet(sets, step, progress).items():
-            metrics[name][f"frechet/{extractor_label(step.features)}"] = result
+            metrics[name][f"frechet/{extractor_label(str(step.features))}"] = result
 
     card = card_for("report", step, {"metrics": metrics})
     report = build_report(
@@ -98,7 +98,7 @@ def _shapes(
 
 def _frechet(sets: Sequence[SampleSet], step: EvaluateStep, progress: Progress) -> Mapping[str, Any]:
     """Distance of each sample set to the reference images (the held-out ones, if some are)."""
-    extractor = load_extractor(step.features)
+    extractor = load_extractor(str(step.features))
     manifest, _ = scan_images(str(step.reference), limit=None, progress=progress)
     reader = ImageReader(manifest.folder)
     heldout, train = manifest.split("heldout"), manifest.split("train")

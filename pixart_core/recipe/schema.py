@@ -110,7 +110,7 @@ class CaptionStep(DataOptions):
     """Describe images densely with a vision-language model (paper 2.4)."""
 
     command: Literal["caption"] = "caption"
-    captioner: str = Field(
+    captioner: Source = Field(
         "llava-hf/llava-1.5-7b-hf", description="Hub id or path of an image-text-to-text model."
     )
     prompt: str = "Describe this image and its style in a very detailed manner"
@@ -303,7 +303,7 @@ class EvaluateStep(Strict):
     bench: tuple[Literal["shapes", "frechet"], ...] = ("shapes",)
     samples: dict[str, Source] = Field(min_length=1, description="Name of each sample set and its folder.")
     reference: Source | None = Field(None, description="Images the Frechet distance compares with.")
-    features: Literal["pixels-8x8"] | str = Field(
+    features: Source = Field(
         "pixels-8x8",
         description="Frechet features: pixels-8x8, or hub id or path of a transformers vision model.",
     )

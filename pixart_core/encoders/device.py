@@ -1,0 +1,25 @@
+"""Where to compute."""
+
+import torch
+
+from pixart_core.errors import UserError
+
+
+def choose_device(device: str | None) -> torch.device:
+    """`device`, or the best there is.
+
+    Raises:
+        UserError: no such device, or none on this machine.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device: {device!r} is no device (cuda, cuda:1, cpu, ...)") from error
+    try:
+        torch.zeros(1, device=chosen).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"device: {device!r} cannot be used on this machine ({reason})") from error
+    return chosen
