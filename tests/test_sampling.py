@@ -1,6 +1,7 @@
 """Laws of sampling: diffusers' pipeline gives the same pictures; noise depends on the seed alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,17 @@ import torch
 from diffusers import PixArtAlphaPipeline
 from PIL import Image
 
+from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.artifacts.samples import read_samples
+from pixart_core.artifacts.uncond import read_uncond
 from pixart_core.conversion.pipeline import write_pipeline
 from pixart_core.encoders.analytic_vae import build_analytic_vae
 from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
+from pixart_core.models.files import load_transformer
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.denoise import denoise, initial_noise
@@ -170,6 +174,9 @@ def test_prompts_come_from_a_text_file(pipeline, tmp_path) -> None:
         ({"sizes": ((18, 16),)}, "multiples of 4"),
         ({"prompts": ()}, "nothing to draw"),
         ({"prompts": (), "prompts_file": "missing.txt"}, "missing.txt"),
+        ({"device": "foo"}, "'foo' is no device"),
+        ({"device": "meta"}, "'meta' cannot be used on this machine"),
+        ({"device": "cuda:99"}, "'cuda:99' cannot be used on this machine"),
     ],
 )
 def test_a_mistake_is_one_clear_error(pipeline, tmp_path, changes, message) -> None:
@@ -179,10 +186,112 @@ def test_a_mistake_is_one_clear_error(pipeline, tmp_path, changes, message) -> N
 
 
 def test_damaged_weights_are_named(pipeline, tmp_path) -> None:
-    import shutil
-
     broken = shutil.copytree(pipeline, tmp_path / "broken")
     file = broken / "transformer/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match="diffusion_pytorch_model"):
         run_sampling(make_step(broken), tmp_path / "out", Silent())
+
+
+@pytest.mark.parametrize("marker", [None, b"", b" \n", b"\xff\xfe"])
+def test_a_foreign_image_never_becomes_a_sample(pipeline, tmp_path, marker) -> None:
+    foreign = tmp_path / "out/images/000000.png"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"a photo")
+    if marker is not None:
+        (tmp_path / "out/sampling.json").write_bytes(marker)
+    with pytest.raises(UserError, match="not empty"):
+        run_sampling(make_step(pipeline), tmp_path / "out", Silent())
+    foreign.unlink()
+    run_sampling(make_step(pipeline), tmp_path / "out", Silent())  # a torn marker is no obstacle
+    assert len(read_samples(tmp_path / "out")) == 2
+
+
+@pytest.fixture(scope="module")
+def learned(pipeline, tmp_path_factory) -> Path:
+    """The same model, trained with a learned unconditional caption."""
+    folder = tmp_path_factory.mktemp("learned")
+    model, root = load_transformer(pipeline), str(pipeline)
+    facts = ModelFacts(vae=root, text_encoder=root, uncond="learned")
+    tokens = torch.randn(120, 16, generator=torch.Generator().manual_seed(1))
+    write_pipeline(folder / "p", model, facts, vae=root, text_encoder=root, y_embedding=tokens)
+    Card("pipeline", {}, {}, facts.to_details()).write(folder / "p")
+    return folder / "p"
+
+
+def draw(model, prompts: list[str], negative: str) -> torch.Tensor:
+    tokens, unconditional = model.encode(prompts, negative)
+    noise = initial_noise([3] * len(prompts), (3, 8, 8))
+    return denoise(
+        model,
+        noise,
+        tokens,
+        unconditional,
+        scheduler="dpm-solver",
+        num_inference_steps=3,
+        guidance_scale=4.5,
+    )
+
+
+def test_a_negative_prompt_takes_the_place_of_the_learned_embedding(pipeline, learned) -> None:
+    plain, ours = (load_model(str(folder), CPU, torch.float32) for folder in (pipeline, learned))
+    prompts = ["a red circle", "two blue squares on a white background"]
+    torch.testing.assert_close(draw(ours, prompts, "blue"), draw(plain, prompts, "blue"))
+    without = draw(ours, prompts, " ")
+    assert not torch.allclose(without, draw(plain, prompts, ""), atol=1e-3)
+    # Without one: the embedding, cut to the caption's length.
+    tokens, _ = plain.encode(prompts[:1], "")
+    expected = denoise(
+        plain,
+        initial_noise([3], (3, 8, 8)),
+        tokens,
+        read_uncond(learned)[: len(tokens[0])],
+        scheduler="dpm-solver",
+        num_inference_steps=3,
+        guidance_scale=4.5,
+    )
+    torch.testing.assert_close(draw(ours, prompts[:1], " "), expected)
+
+
+def test_a_lost_learned_embedding_is_named(learned, tmp_path) -> None:
+    broken = shutil.copytree(learned, tmp_path / "p")
+    (broken / "uncond.safetensors").unlink()
+    with pytest.raises(UserError, match=r"p/uncond\.safetensors is missing"):
+        load_model(str(broken), CPU, torch.float32)
+
+
+def test_bf16_holds_for_transformer_and_text_encoder_but_not_for_the_vae(pipeline) -> None:
+    model = load_model(str(pipeline), CPU, torch.bfloat16)
+    assert model.text_encoder.model.dtype == torch.bfloat16
+    assert model.vae.dtype == torch.float32
+    assert draw(model, ["a red circle"], "").isfinite().all()
+
+
+def test_the_vae_sees_few_pixels_at_a_time_and_gives_the_same_pictures(pipeline, monkeypatch) -> None:
+    model = load_model(str(pipeline), CPU, torch.float32)
+    latents = torch.randn(5, 3, 8, 8)
+    whole = model.decode(latents)
+    calls: list[int] = []
+    decode = model.vae.decode
+    monkeypatch.setattr(model.vae, "decode", lambda part: calls.append(len(part)) or decode(part))
+    monkeypatch.setattr("pixart_core.sampling.model.DECODE_PIXELS", 2 * 16 * 16)
+    torch.testing.assert_close(model.decode(latents), whole)
+    monkeypatch.setattr("pixart_core.sampling.model.DECODE_PIXELS", 10)
+    model.decode(latents[:2])
+    assert calls == [2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff"])
+def test_a_damaged_vae_config_is_named(pipeline, tmp_path, text) -> None:
+    broken = shutil.copytree(pipeline, tmp_path / "broken")
+    (broken / "vae/config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"vae/config\.json is damaged"):
+        load_model(str(broken), CPU, torch.float32)
+
+
+def test_pipelines_of_the_older_class_name_are_sampled(pipeline, tmp_path) -> None:
+    older = shutil.copytree(pipeline, tmp_path / "older")
+    path = older / "transformer/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "Transformer2DModel"}))
+    ours, theirs = (load_model(str(folder), CPU, torch.float32) for folder in (older, pipeline))
+    assert ours.transformer.config == theirs.transformer.config

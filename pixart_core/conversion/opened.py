@@ -161,11 +161,6 @@ def _open_pipeline(path: Path) -> Opened:
 
 def _open_transformer(folder: Path, container: Container, facts: ModelFacts) -> Opened:
     config = _json(folder / CONFIG)
-    # Hub folders of before 2024 name the class that both models were then variants of.
-    if config.get("_class_name") == "Transformer2DModel":
-        norm = config.get("norm_type")
-        names = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
-        config = config | {"_class_name": names.get(str(norm), f"Transformer2DModel with {norm}")}
     return Opened(folder, "diffusers", container, _folder_weights(folder), config, facts)
 
 

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any, Literal, Self
 
+# What `norm_type` says of the class that diffusers has since split up.
+_OLDER_CLASSES = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -102,10 +105,15 @@ class TransformerConfig:
     def from_diffusers(cls, config: dict[str, Any]) -> Self:
         """Read the `config.json` of `PixArtTransformer2DModel` or `DiTTransformer2DModel`.
 
+        Hub folders of before 2024 name `Transformer2DModel`, which both were variants of then.
+
         Raises:
             ValueError: another class, or a setting that changes the forward pass and is not ours.
         """
         name = config.get("_class_name")
+        if name == "Transformer2DModel":
+            norm = config.get("norm_type")
+            name = _OLDER_CLASSES.get(str(norm), f"{name} with {norm}")
         if name not in ("PixArtTransformer2DModel", "DiTTransformer2DModel"):
             raise ValueError(f"config of {name}, expected PixArtTransformer2DModel or DiTTransformer2DModel")
         supported = {

@@ -20,7 +20,7 @@ def denoise(
     model: SamplingModel,
     noise: Float[Tensor, "b c h w"],
     prompts: list[Float[Tensor, "l d"]],
-    unconditional: Float[Tensor, "l d"],
+    unconditional: Float[Tensor, "l d"] | None,
     *,
     scheduler: str,
     num_inference_steps: int,
@@ -29,8 +29,8 @@ def denoise(
     """Sample latents (scaled) for encoded prompts.
 
     Args:
-        unconditional: tokens of the negative or empty prompt. A model with a learned unconditional
-            embedding uses that instead, cut to each caption's length (released code).
+        unconditional: tokens of the negative or empty prompt; None for the model's learned unconditional
+            embedding, cut to each caption's length (released code).
         guidance_scale: 1 or less samples without guidance, in half the time.
     """
     device, dtype = model.device, next(model.transformer.parameters()).dtype
@@ -57,10 +57,11 @@ def denoise(
 
 
 def _unconditional(
-    model: SamplingModel, prompts: list[Tensor], unconditional: Tensor
+    model: SamplingModel, prompts: list[Tensor], unconditional: Tensor | None
 ) -> list[Float[Tensor, "l d"]]:
-    if model.learned_uncond is None:
+    if unconditional is not None:
         return [unconditional] * len(prompts)
+    assert model.learned_uncond is not None
     return [model.learned_uncond[: len(tokens)].to(tokens) for tokens in prompts]
 
 

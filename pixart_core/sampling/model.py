@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
-from pixart_core.artifacts.uncond import read_uncond
+from pixart_core.artifacts.uncond import UNCOND, read_uncond
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.errors import UserError
@@ -19,6 +19,8 @@ from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.training.start import read_facts
 
 PIPELINE = "model_index.json"
+# Pixels that the VAE decodes in one call: it needs some gigabytes for a picture of 1024 x 1024.
+DECODE_PIXELS = 1024 * 1024
 
 
 @dataclasses.dataclass
@@ -56,17 +58,23 @@ class SamplingModel:
 
     def encode(
         self, prompts: list[str], negative_prompt: str
-    ) -> tuple[list[Float[Tensor, "l d"]], Float[Tensor, "l d"]]:
-        """Tokens of each prompt, and of the unconditional branch."""
+    ) -> tuple[list[Float[Tensor, "l d"]], Float[Tensor, "l d"] | None]:
+        """Tokens of each prompt, and of the negative or empty one; None: the learned embedding's turn.
+
+        A negative prompt takes the place of the learned embedding, as it does of the empty caption.
+        """
         encoded = self.text_encoder.encode_each([*prompts, negative_prompt], self.facts.max_tokens)
-        return encoded[:-1], encoded[-1]
+        learned = self.learned_uncond is not None and not negative_prompt.strip()
+        return encoded[:-1], None if learned else encoded[-1]
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Pictures in [-1, 1] from scaled latents."""
+        """Pictures in [-1, 1] from scaled latents, `DECODE_PIXELS` at a time."""
         config = self.vae.config
         latents = latents.to(self.vae.dtype) / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        return self.vae.decode(latents).sample.float().clamp(-1, 1)
+        height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+        parts = latents.split(max(1, DECODE_PIXELS // (height * width)))
+        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
 
 
 def load_model(source: str, device: torch.device, dtype: torch.dtype) -> SamplingModel:
@@ -74,9 +82,11 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> Samplin
 
     Args:
         source: pipeline folder (ours or any `PixArtAlphaPipeline`), or the output of `train` or `convert`.
+        dtype: of the transformer and the text encoder, float32 or bfloat16; the VAE decodes in float32.
 
     Raises:
-        UserError: not there, class-conditional, or encoders that cannot be loaded.
+        UserError: not there, class-conditional, encoders that cannot be loaded, or no file of the learned
+            unconditional caption that the model was trained with.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -91,10 +101,15 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> Samplin
             "model of it"
         )
     learned = read_uncond(folder) if facts.uncond == "learned" else None
+    if facts.uncond == "learned" and learned is None:
+        raise UserError(
+            f"{folder / UNCOND} is missing: the model was trained with a learned unconditional caption; "
+            "copy the file from where the checkpoint came from, or convert or train it again"
+        )
     return SamplingModel(
         transformer=transformer.eval().requires_grad_(False).to(device, dtype),
         vae=load_vae(facts.vae, device),
-        text_encoder=load_text_encoder(facts.text_encoder, device),
+        text_encoder=load_text_encoder(facts.text_encoder, device, dtype),
         facts=facts,
         learned_uncond=learned,
         device=device,

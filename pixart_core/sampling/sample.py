@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 from pixart_core.artifacts.card import Card, card_for
-from pixart_core.artifacts.samples import SampleRecord, finish_samples, write_image
+from pixart_core.artifacts.publish import write_text
+from pixart_core.artifacts.samples import IMAGES, SampleRecord, finish_samples, write_image
+from pixart_core.encoders.device import choose_device
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import SampleStep
@@ -28,7 +30,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     Raises:
         UserError: checkpoint, prompts or sizes are wrong, or `output` holds other samples.
     """
-    device = torch.device(step.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(step.device)
     model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
     records = read_requests(step, model.default_size)
     for height, width in {(record.height, record.width) for record in records}:
@@ -97,14 +99,23 @@ def _start(output: Path, card: Card) -> None:
     """Remember what is being drawn, or compare with what an earlier, killed run began.
 
     Raises:
-        UserError: `output` holds samples of another checkpoint or of other options.
+        UserError: `output` holds samples of another checkpoint or of other options, or foreign images.
     """
-    marker = output / STARTED
-    if marker.is_file():
-        if marker.read_text().strip() != card.fingerprint:
-            raise UserError(
-                f"{output} holds samples of another checkpoint or with other options; choose another output"
-            )
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    marker.write_text(card.fingerprint + "\n")
+    begun = _begun(output)
+    if begun is None:
+        images = output / IMAGES
+        if images.exists() and not (images.is_dir() and not any(images.iterdir())):
+            raise UserError(f"{images} is not empty and not of this run; choose another output")
+        write_text(output / STARTED, card.fingerprint + "\n")
+    elif begun != card.fingerprint:
+        raise UserError(
+            f"{output} holds samples of another checkpoint or with other options; choose another output"
+        )
+
+
+def _begun(output: Path) -> str | None:
+    """Fingerprint of the run that began `output`; None without a marker that can be read."""
+    try:
+        return (output / STARTED).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
