@@ -28,7 +28,7 @@ def execute(
     if output is None:
         output = default_output(command, name, step)
         print(f"pixart: output goes to {output}", file=sys.stderr)
-    check_output(command, output)
+    check_output(command, output, step)
     if dry_run:
         options = step.model_dump(mode="json", exclude={"command"})
         plan = {"command": command, "output": str(output), "options": options, "estimate": estimate(step)}

@@ -1,13 +1,15 @@
 """Where results go: a default for each command, and what must not be overwritten."""
 
+import contextlib
 import dataclasses
+import json
 import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
-from pixart_core.artifacts.card import card_for, read_card
+from pixart_core.artifacts.card import card_for, made_by, read_card
+from pixart_core.artifacts.publish import check_writable
 from pixart_core.errors import UserError
 from pixart_core.recipe.records import CHAIN
 
@@ -20,11 +22,13 @@ class Artifact:
         folder: parent of its default outputs.
         kinds: kinds its card may have.
         traces: names that an unfinished output may hold.
+        replaces: whether a run overwrites a finished result without comparing options itself.
     """
 
     folder: str
     kinds: tuple[str, ...]
     traces: tuple[str, ...]
+    replaces: bool = False
 
 
 ARTIFACTS = {
@@ -32,8 +36,9 @@ ARTIFACTS = {
     "extract-features": Artifact("features", ("features",), ("index*", "*.safetensors", "manifest*")),
     "train": Artifact("runs", ("checkpoint",), ("log*", "recipe.yaml", "checkpoints", "transformer")),
     "sample": Artifact("samples", ("samples",), ("images", "samples*")),
-    "evaluate": Artifact("reports", ("report",), ("report*",)),
-    "convert": Artifact("converted", ("checkpoint", "pipeline", "official"), ("transformer", "model_index*")),
+    "evaluate": Artifact("reports", ("report",), ("report*",), replaces=True),
+    # A conversion appears whole: it leaves nothing unfinished.
+    "convert": Artifact("converted", ("checkpoint", "pipeline", "official"), (), replaces=True),
 }
 
 
@@ -53,11 +58,12 @@ def default_output(command: str, name: str, step: BaseModel) -> Path:
     return output
 
 
-def check_output(command: str, output: Path) -> None:
-    """Refuse to write over something of another kind.
+def check_output(command: str, output: Path, step: BaseModel) -> None:
+    """Refuse to write over something else, or where nothing can be written.
 
     Raises:
-        UserError: `output` is a file, a chain's folder, another artifact, or holds foreign files.
+        UserError: `output` is a file, a chain's folder, the result of another command or (where a run would
+            overwrite it) of other options, holds foreign files, or cannot be made.
     """
     artifact = ARTIFACTS[command]
     if output.exists() and not output.is_dir():
@@ -65,22 +71,44 @@ def check_output(command: str, output: Path) -> None:
     if (output / CHAIN).is_dir():
         raise UserError(f"{output} is the folder of a `pixart run`; choose another --output")
     card = read_card(output)
-    if card is not None and card["kind"] not in artifact.kinds:
-        raise UserError(f"{output} holds {card['kind']}; choose another --output")
-    if card is None and output.is_dir() and not _unfinished(output, artifact):
+    if card is not None:
+        maker = card["options"].get("command")
+        if card["kind"] not in artifact.kinds or maker != command:
+            raise UserError(f"{output} holds {card['kind']} made by pixart {maker}; choose another --output")
+        if artifact.replaces and not made_by(card, step):
+            raise UserError(f"{output} holds a result of other options or inputs; choose another --output")
+    elif output.is_dir() and not _unfinished(output, artifact):
         raise UserError(f"{output} is not empty and not made by pixart {command}; choose another --output")
+    # A conversion is renamed into place, so the folder around it matters too.
+    check_writable(output.absolute().parent if command == "convert" else output)
 
 
 def _is_free(output: Path, artifact: Artifact, step: BaseModel) -> bool:
     if (output / CHAIN).is_dir():
         return False
-    card: dict[str, Any] | None = read_card(output)
-    if card is None:
-        return not output.exists() or (output.is_dir() and _unfinished(output, artifact))
-    return card["fingerprint"] == card_for(card["kind"], step, {}).fingerprint
+    card = read_card(output)
+    if card is not None:
+        return made_by(card, step)
+    if not output.exists():
+        return True
+    return output.is_dir() and _unfinished(output, artifact) and _is_of(output, artifact, step)
+
+
+def _is_of(output: Path, artifact: Artifact, step: BaseModel) -> bool:
+    """Whether an unfinished folder was begun by `step`, as far as its marker tells."""
+    card = card_for(artifact.kinds[0], step, {})
+    with contextlib.suppress(OSError, ValueError):
+        if (begun := (output / "sampling.json").read_text().strip()) != "":
+            return begun == card.fingerprint
+    with contextlib.suppress(OSError, ValueError):
+        now = json.loads(json.dumps({"options": dict(card.options), "inputs": dict(card.inputs)}))
+        return bool(json.loads((output / ".run.json").read_text()) == now)
+    return True
 
 
 def _unfinished(output: Path, artifact: Artifact) -> bool:
     """Whether a folder without a card is empty or holds an interrupted run of the same command."""
+    if not artifact.traces:
+        return not any(output.iterdir())
     visible = [entry for entry in output.iterdir() if not entry.name.startswith(".")]
     return not visible or any(entry.match(trace) for entry in visible for trace in artifact.traces)

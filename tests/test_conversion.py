@@ -278,13 +278,6 @@ def test_a_learned_caption_that_is_lost_is_not_made_up(tmp_path, pixart_file) ->
         convert(tmp_path / "ours", "official", tmp_path / "back")
 
 
-def test_a_source_is_never_replaced_by_its_own_conversion(tmp_path, pixart_file) -> None:
-    convert(pixart_file, "pixart", tmp_path / "ours")
-    with pytest.raises(UserError, match="its own source"):
-        convert(tmp_path / "ours", "official", tmp_path / "ours")
-    assert load_any(tmp_path / "ours")
-
-
 def test_info_on_the_command_line_describes_one_file(pixart_file) -> None:
     runner = CliRunner()
     info = json.loads(runner.invoke(app, ["convert", "--info", str(pixart_file), "--json"]).stdout)

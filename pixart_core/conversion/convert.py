@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from pixart_core.artifacts.card import card_for
+from pixart_core.artifacts.card import card_for, made_by, read_card
 from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts
-from pixart_core.artifacts.publish import staged_folder, write_json
+from pixart_core.artifacts.publish import restore_replaced, staged_folder, write_json
 from pixart_core.artifacts.uncond import write_uncond
 from pixart_core.conversion.agreement import TIMESTEPS, format_table, measure_agreement, plot_agreement
 from pixart_core.conversion.detect import Hints, Loaded, load_any
@@ -39,13 +39,13 @@ def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[
         a PixArt "reparameterisation": rows of `measure_agreement`.
 
     Raises:
-        UserError: a source that cannot be read, a target that cannot hold it, options that do not apply.
+        UserError: a source that cannot be read, a target that cannot hold it, options that do not apply, or
+            an `output` that holds something else.
     """
+    refuse_foreign(step, output)
     hints = Hints(step.sample_size, step.interpolation_scale, step.num_attention_heads, step.weights)
     loaded = load_any(str(step.source), hints)
     _check_options(step, loaded)
-    if output.exists() and Path(str(step.source)).resolve().is_relative_to(output.resolve()):
-        raise UserError(f"the result would replace its own source {step.source}; choose another output")
     progress.say(f"{step.source}: {loaded.report.format}, {loaded.report.dtype}")
     with staged_folder(output) as folder:
         if step.to == "diffusers":
@@ -64,6 +64,22 @@ def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
         "notes": [],
     } | made
+
+
+def refuse_foreign(step: ConvertStep, output: Path) -> None:
+    """What a conversion replaces is whole folders: only its own earlier result may be one.
+
+    Raises:
+        UserError: `output` holds anything else, or the source.
+    """
+    restore_replaced(output)
+    if output.exists() and Path(str(step.source)).resolve().is_relative_to(output.resolve()):
+        raise UserError(f"the result would replace its own source {step.source}; choose another output")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    card = read_card(output)
+    if card is None or not made_by(card, step):
+        raise UserError(f"{output} is not empty and not the result of this conversion; choose another output")
 
 
 def _check_options(step: ConvertStep, loaded: Loaded) -> None:

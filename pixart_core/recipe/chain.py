@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixart_core.artifacts.card import read_card
-from pixart_core.artifacts.publish import write_text
+from pixart_core.artifacts.publish import check_writable, write_text
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.load import dump_recipe
@@ -93,7 +93,7 @@ def check_root(root: Path) -> None:
     """Refuse a folder that is something other than a chain's.
 
     Raises:
-        UserError: it is a file, an artifact of a single command, or holds other files.
+        UserError: it is a file, an artifact of a single command, holds other files, or cannot be made.
     """
     if root.exists() and not root.is_dir():
         raise UserError(f"{root} is a file; choose another output folder")
@@ -102,6 +102,7 @@ def check_root(root: Path) -> None:
         raise UserError(f"{root} holds {card['kind']}; a chain needs a folder of its own: choose another")
     if root.is_dir() and not (root / CHAIN).is_dir() and any(root.iterdir()):
         raise UserError(f"{root} is not empty and was not made by pixart run; choose another output folder")
+    check_writable(root)
 
 
 def _run_step(planned: PlannedStep, root: Path, runner: Runner, progress: Progress) -> float:

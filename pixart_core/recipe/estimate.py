@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pixart_core.artifacts.card import read_card
+from pixart_core.errors import UserError
 from pixart_core.recipe.schema import DataOptions, ModelOptions, SampleStep, ShapesStep, TrainStep
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
@@ -98,21 +99,45 @@ def _model_of(init: str) -> ModelOptions | None:
             config = json.loads((folder / "config.json").read_text())
         except (OSError, ValueError):
             continue
+        if not isinstance(config, dict):
+            continue
         known = {key: config[key] for key in ModelOptions.model_fields if config.get(key) is not None}
-        known.pop("conditioning", None)
-        return ModelOptions.model_validate(known)
+        try:
+            return ModelOptions.model_validate(known | {"conditioning": _conditioning(config)})
+        except ValidationError:  # whoever trains with it says what is wrong
+            continue
     return None
+
+
+def _conditioning(config: Mapping[str, Any]) -> str:
+    """What a transformer is conditioned on, by its diffusers class; older folders tell a DiT by its norm."""
+    name, norm = config.get("_class_name"), config.get("norm_type")
+    older_dit = name == "Transformer2DModel" and norm == "ada_norm_zero"
+    return "class" if name == "DiTTransformer2DModel" or older_dit else "text"
 
 
 def _sampling(step: SampleStep) -> dict[str, Any]:
     prompts = len(step.prompts)
     if step.prompts_file is not None:
-        path = Path(str(step.prompts_file))
-        if path.is_file():
-            prompts += sum(1 for line in path.read_text().splitlines() if line.strip())
-        elif (path / "manifest.jsonl").is_file():
-            with (path / "manifest.jsonl").open() as lines:
-                prompts += sum(json.loads(line).get("split") == "heldout" for line in lines)
+        prompts += _count_prompts(Path(str(step.prompts_file)))
     prompts = min(prompts, step.limit or prompts)
     images = prompts * step.images_per_prompt
     return {"prompts": prompts, "images": images, "solver_steps": images * step.num_inference_steps}
+
+
+def _count_prompts(path: Path) -> int:
+    """Lines of a text file, or held-out images of a manifest folder; 0 if it is not there yet.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    manifest = path / "manifest.jsonl"
+    try:
+        if path.is_file():
+            return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not manifest.is_file():
+            return 0
+        with manifest.open(encoding="utf-8") as lines:
+            return sum(json.loads(line).get("split") == "heldout" for line in lines)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from error
