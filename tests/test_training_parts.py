@@ -15,6 +15,7 @@ from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
 from pixart_core.training.batches import TrainingBatch, Unconditional, drop_captions, make_batch
 from pixart_core.training.ema import Ema
+from pixart_core.training.muon import StackedMuon
 from pixart_core.training.optimizer import build_adamw, build_muon
 from pixart_core.training.order import BatchOrder
 from pixart_core.training.schedule import learning_rate_factor
@@ -190,6 +191,24 @@ def test_muon_takes_the_hidden_matrices_and_nothing_else() -> None:
     )
     assert "caption_projection.linear_1.weight" in adamw
     assert all(name.endswith(".weight") for name in muon)
+
+
+@pytest.mark.parametrize("rule", ["match_rms_adamw", "original"])
+def test_stacked_muon_is_torchs_muon_to_the_bit(rule) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 8), (8, 8), (24, 8), (8, 24), (24, 8)]
+    ours, theirs = ([torch.nn.Parameter(torch.full(shape, 0.1)) for shape in shapes] for _ in range(2))
+    options = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": rule}
+    a, b = StackedMuon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(3):
+        for one, two in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            two.grad = one.grad.clone()
+        a.step()
+        b.step()
+    for one, two in zip(ours, theirs, strict=True):
+        assert torch.equal(one, two)
+    b.load_state_dict(a.state_dict())
 
 
 def test_ema_is_the_closed_form() -> None:

@@ -19,6 +19,7 @@ from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.denoise import denoise, initial_noise
 from pixart_core.sampling.model import SamplingModel, load_model
 from pixart_core.sampling.requests import read_requests
+from pixart_core.sampling.sheet import write_sheet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STARTED = "sampling.json"
@@ -58,6 +59,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
             write_image(output, record, image, settings)
         progress.advance(task, len(batch))
     progress.finish(task)
+    write_sheet(output, records)
     finish_samples(output, records, card)
     return {"output": str(output), "images": len(records)}
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
+
+from pixart_core.training.muon import StackedMuon
 
 # First and last layers, and tables (E(i) is six vectors, not a linear map).
 _OUTER = (
@@ -81,7 +83,7 @@ def build_muon(
         (matrices if hidden else rest).append(parameter)
     return Optimizers(
         [
-            Muon(
+            StackedMuon(
                 matrices,
                 lr=learning_rate,
                 momentum=momentum,
