@@ -1,7 +1,8 @@
 """`pixart run`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,4 +58,23 @@ def run(
             result = run_chain(
                 loaded, root, RUNNERS, progress, only=names, start_from=start_from, force=force
             )
-        show(result.as_json(), as_json=as_json)
+        if as_json:
+            show(result.as_json(), as_json=True)
+        else:
+            typer.echo(summary(result.as_json()))
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """What a person wants to know at the end: scores, and where things are."""
+    lines = []
+    for samples, benches in result["metrics"].items():
+        lines.append(samples)
+        for bench, scores in benches.items():
+            if "value" in scores:
+                lines.append(f"  {bench:<12} {scores['value']:.3f}")
+                continue
+            for name, score in scores.items():
+                gain = f"{score['exact_minus_null']:.3f} above its null"
+                lines.append(f"  {name:<12} {score['score']:.3f}, {gain}")
+    places = {key: result[key] for key in ("output", "pipeline", "report") if result[key]}
+    return "\n".join([*lines, *(f"{key}: {place}" for key, place in places.items())])
