@@ -83,3 +83,11 @@ def test_bad_folders_and_lines_are_named(tmp_path: Path) -> None:
         (tmp_path / MANIFEST).write_text(damage)
         with pytest.raises(UserError, match=message):
             read_manifest(tmp_path)
+
+
+def test_features_and_captions_are_read_as_the_manifest_they_keep(tmp_path: Path) -> None:
+    dropped = [{"path": "b.png", "reason": "empty file"}]
+    write_manifest(tmp_path / "features/manifest", [record("a.png")], dropped, CARD)
+    Card("features", {}, {}, {}).write(tmp_path / "features")
+    assert [r.path for r in read_manifest(tmp_path / "features").records] == ["a.png"]
+    assert read_dropped(tmp_path / "features") == dropped

@@ -131,7 +131,7 @@ def manifest_folder(folder: Path | str) -> Path | None:
 
 def read_dropped(folder: Path | str) -> list[dict[str, str]]:
     """The {"path", "reason"} rows of what was left out of the manifest in `folder`."""
-    return [row for _, row in _rows(Path(folder) / DROPPED)]
+    return [row for _, row in _rows((manifest_folder(folder) or Path(folder)) / DROPPED)]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
