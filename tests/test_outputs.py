@@ -11,7 +11,8 @@ from pixart_cli.outputs import check_output, default_output
 from pixart_core.artifacts.card import card_for
 from pixart_core.errors import UserError
 from pixart_core.recipe.estimate import estimate
-from pixart_core.recipe.schema import ConvertStep, EvaluateStep, ModelOptions, SampleStep, TrainStep
+from pixart_core.recipe.schema import ConvertStep, EvaluateStep, SampleStep
+from pixart_core.recipe.training import ModelOptions, TrainStep
 
 
 def train_step(**changes: Any) -> TrainStep:

@@ -16,13 +16,11 @@ from pixart_core.recipe.schema import (
     ConvertStep,
     EvaluateStep,
     ExtractFeaturesStep,
-    ModelOptions,
-    MuonOptions,
     Recipe,
     SampleStep,
     ShapesStep,
-    TrainStep,
 )
+from pixart_core.recipe.training import ModelOptions, MuonOptions, TrainStep
 
 GOOD = """\
 name: tiny

@@ -18,7 +18,7 @@ from pixart_core.artifacts.card import Card
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import ModelOptions, MuonOptions, Positions, TrainStep
+from pixart_core.recipe.training import ModelOptions, MuonOptions, Positions, TrainStep
 from pixart_core.training.loop import run_training
 from pixart_core.training.state import saved_states
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from pixart_core.artifacts.card import read_card
 from pixart_core.errors import UserError
-from pixart_core.recipe.schema import DataOptions, ModelOptions, SampleStep, ShapesStep, TrainStep
+from pixart_core.recipe.schema import DataOptions, SampleStep, ShapesStep
+from pixart_core.recipe.training import ModelOptions, TrainStep
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 T5_XXL_WIDTH = 4096

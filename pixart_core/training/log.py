@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixart_core.artifacts.publish import write_text
 from pixart_core.errors import PixartError
-from pixart_core.recipe.schema import TrainStep
+from pixart_core.recipe.training import TrainStep
 from pixart_core.training.processes import mean_over_processes
 from pixart_core.training.state import Counters
 

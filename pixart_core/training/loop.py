@@ -21,7 +21,7 @@ from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer
 from pixart_core.models.files import save_transformer
 from pixart_core.progress import Progress
-from pixart_core.recipe.schema import AdamWOptions, TrainStep
+from pixart_core.recipe.training import AdamWOptions, TrainStep
 from pixart_core.seeding import derive_seed
 from pixart_core.training.batches import TrainingBatch, Unconditional, make_batch
 from pixart_core.training.ema import Ema

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from pixart_core.errors import UserError
-from pixart_core.recipe.schema import TrainStep
+from pixart_core.recipe.training import TrainStep
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 

@@ -12,7 +12,7 @@ from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer, build_transformer
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.files import load_transformer
-from pixart_core.recipe.schema import ModelOptions, Positions, TrainStep
+from pixart_core.recipe.training import ModelOptions, Positions, TrainStep
 from pixart_core.seeding import derive_seed
 
 

@@ -1,0 +1,21 @@
+"""What every recipe model builds on: strictness, and sources that may be other steps."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FromStep(Strict):
+    """The output folder of another step of the same recipe: `{step: stage1}`."""
+
+    step: str
+
+
+Source = Annotated[str | FromStep, Field(description="A path, a hub id, or {step: NAME}.")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
