@@ -1,7 +1,7 @@
 """Random draws that depend on (seed, what for, which item) and on nothing else.
 
 A run that is resumed, re-sharded or batched differently draws the same numbers, because no draw
-depends on how many were made before it (issue 1 of every multi-GPU trainer: one seed for all ranks).
+depends on how many were made before it (the first trap of multi-GPU trainers: one seed for all ranks).
 """
 
 import hashlib
