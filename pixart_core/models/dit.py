@@ -41,13 +41,7 @@ class DiTTransformer(nn.Module):
         assert config.conditioning == "class", "DiTTransformer is conditioned on a class"
         self.config = config
         width = config.width
-        self.pos_embed = PatchEmbed(
-            config.in_channels,
-            width,
-            patch_size=config.patch_size,
-            sample_size=config.sample_size,
-            interpolation_scale=config.interpolation_scale,
-        )
+        self.pos_embed = PatchEmbed(config)
         if config.embedders == "shared":
             self.emb = TimestepClassEmbedding(config.num_embeds_ada_norm, width, config.timestep_freq_shift)
         self.transformer_blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pixart_core.models.config import TransformerConfig
+
 
 def sinusoid(values: Float[Tensor, " b"] | Int[Tensor, " b"], freq_shift: int = 0) -> Float[Tensor, "b 256"]:
     """256 channels, cosines first, frequencies 10000^(-k / (128 - freq_shift)), in float32."""
@@ -125,14 +127,14 @@ def sincos_positions(
 class PatchEmbed(nn.Module):
     """Cut latents into patches, project them to tokens, add positions."""
 
-    def __init__(
-        self, in_channels: int, width: int, *, patch_size: int, sample_size: int, interpolation_scale: float
-    ) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.base_size = sample_size // patch_size
-        self.interpolation_scale = interpolation_scale
-        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = config.patch_size
+        self.base_size = config.sample_size // config.patch_size
+        self.interpolation_scale = config.interpolation_scale
+        self.proj = nn.Conv2d(
+            config.in_channels, config.width, kernel_size=config.patch_size, stride=config.patch_size
+        )
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def positions(self, rows: int, columns: int, device: torch.device) -> Float[Tensor, "n width"]:

@@ -9,7 +9,7 @@ def initialise(model: nn.Module, width: int) -> None:
     """Xavier-uniform linears, zero biases, N(0, 1/fan_in) embedding MLPs, zeros where a branch starts silent.
 
     The released code draws the timestep, caption and modulation MLPs with std 0.02, chosen for width 1152
-    (1/sqrt(1152) = 0.029). At width 128 that starves them, and 1/sqrt(fan_in) learns several times faster.
+    (1/sqrt(1152) = 0.029). At width 128 that starves them, and 1/sqrt(fan_in) does not.
     Silent: the output projection of cross-attention and the final linear; in DiT also the
     modulation MLPs (adaLN-Zero).
     """

@@ -66,13 +66,7 @@ class PixArtTransformer(nn.Module):
         assert config.conditioning == "text", "PixArtTransformer is conditioned on text"
         self.config = config
         width = config.width
-        self.pos_embed = PatchEmbed(
-            config.in_channels,
-            width,
-            patch_size=config.patch_size,
-            sample_size=config.sample_size,
-            interpolation_scale=config.interpolation_scale,
-        )
+        self.pos_embed = PatchEmbed(config)
         self.adaln_single = AdaLNSingle(width, config.use_additional_conditions)
         self.caption_projection = CaptionProjection(config.caption_channels, width)
         self.transformer_blocks = nn.ModuleList(PixArtBlock(config) for _ in range(config.num_layers))

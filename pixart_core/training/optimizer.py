@@ -71,7 +71,7 @@ def build_muon(
     """Muon on the matrices from hidden layer to hidden layer, AdamW on the rest.
 
     The rest: what reads pixels, sinusoids, captions or classes, what writes the output, tables and biases.
-    Of the modulation, adaLN-single's MLP belongs to Muon: left to AdamW, a small model learned much slower.
+    adaLN-single's MLP is a hidden matrix like any other.
 
     Muon's updates are scaled to the size of AdamW's (Liu et al., 2025), so that one learning rate serves
     both.
