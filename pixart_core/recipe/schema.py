@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from pixart_core.recipe.base import Fraction, FromStep, Source, Strict
-from pixart_core.recipe.training import TrainStep
+from pixart_core.recipe.training import Positions, TrainStep
 
 
 class ShapesStep(Strict):
@@ -143,6 +143,17 @@ class ConvertStep(Strict):
         "null", description="c in E(i): the null class (seen in training) or nothing (the paper's words)."
     )
     shared_mlp: Literal["mean", "first", "zero", "random"] = "mean"
+    modulation: Literal["adaln_single", "adaln"] = Field(
+        "adaln_single",
+        description="adaln keeps the DiT's MLP of every block (the paper's ablation): equal at every timestep.",
+    )
+    resolution: Literal[256, 512, 1024] | None = Field(
+        None, description="Position embedding and micro-conditions of the released model of this resolution."
+    )
+    positions: Positions | None = Field(None, description="The same for any other resolution.")
+    max_shard_size: str = Field(
+        "10GB", pattern=r"^[1-9][0-9]*(MB|GB)$", description="Weights larger than this become several files."
+    )
     dit_definition: Literal["auto", "original", "diffusers"] = Field(
         "auto",
         description="Timestep embedding that a diffusers DiT was trained with; auto: original if all blocks "
@@ -177,6 +188,9 @@ class SampleStep(Strict):
     limit: PositiveInt | None = None
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         (), description="(height, width) in pixels, used in turn; default: the checkpoint's."
+    )
+    any_size: bool = Field(
+        False, description="Allow sizes far from the resolution that the checkpoint was trained for."
     )
     num_inference_steps: PositiveInt = 20
     guidance_scale: NonNegativeFloat = 4.5

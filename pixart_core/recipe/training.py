@@ -10,7 +10,15 @@ from pixart_core.recipe.base import Fraction, Source, Strict
 class ModelOptions(Strict):
     """A transformer to initialise; names as in diffusers. XL/2 is the default."""
 
+    size: Literal["S", "B", "L", "XL"] | None = Field(
+        None, description="Named size of DiT: sets num_layers, num_attention_heads, attention_head_dim."
+    )
     conditioning: Literal["text", "class"] = "text"
+    modulation: Literal["adaln_single", "adaln"] | None = Field(
+        None,
+        description="adaln_single (the paper; default for text) or an MLP per block, adaln (DiT; default "
+        "for class).",
+    )
     num_layers: PositiveInt = 28
     num_attention_heads: PositiveInt = 16
     attention_head_dim: PositiveInt = 72
@@ -81,6 +89,11 @@ class TrainStep(Strict):
         description="truncated_snr counts the error of the clean latents by max(SNR, 1), at most 5.",
     )
     mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="What the backward pass recomputes instead of storing: nothing, the cheap operations "
+        "(norms, modulation, GELU), or whole blocks.",
+    )
     seed: NonNegativeInt = 0
     checkpointing_steps: PositiveInt = 1000
     checkpoints_total_limit: PositiveInt = 2
