@@ -145,7 +145,7 @@ class ConvertStep(Strict):
     shared_mlp: Literal["mean", "first", "zero", "random"] = "mean"
     modulation: Literal["adaln_single", "adaln"] = Field(
         "adaln_single",
-        description="adaln keeps the DiT's MLP of every block (the paper's ablation): equal at every timestep.",
+        description="adaln keeps an MLP per block, as the DiT has (ablation): equal at every timestep.",
     )
     resolution: Literal[256, 512, 1024] | None = Field(
         None, description="Position embedding and micro-conditions of the released model of this resolution."
