@@ -18,7 +18,7 @@ from pixart_core.data.caption_flags import caption_flags
 from pixart_core.encoders.caption import prompt_for, run_caption
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import CaptionStep
+from pixart_core.recipe.caption import CaptionStep
 
 IMAGES = 14
 EMOJI = Path(__file__).parents[1].parent / "shared" / "data" / "emoji"
@@ -101,7 +101,7 @@ KILLED = """
     from pathlib import Path
     from pixart_core.encoders import caption, captioner
     from pixart_core.progress import Silent
-    from pixart_core.recipe.schema import CaptionStep
+    from pixart_core.recipe.caption import CaptionStep
 
     describe, calls = captioner.VisionLanguageModel.describe, []
 

@@ -7,7 +7,9 @@ import pytest
 
 from pixart_core.artifacts.card import Card, card_for, fingerprint_input, made_by, read_card
 from pixart_core.errors import UserError
-from pixart_core.recipe.schema import CaptionStep, EvaluateStep, ExtractFeaturesStep, FromStep
+from pixart_core.recipe.caption import CaptionStep
+from pixart_core.recipe.features import ExtractFeaturesStep
+from pixart_core.recipe.schema import EvaluateStep, FromStep
 
 
 @pytest.mark.parametrize("source", ["{}/*.tar", "{}/{{0..3}}.tar", "hf:{}", "hf:{}/train", "{}", "{}/0.tar"])

@@ -22,7 +22,7 @@ from pixart_core.encoders.trained_vae import VaeTraining, build_vae, psnr, train
 from pixart_core.encoders.vae import describe_vae, encode_moments, load_vae
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import AnalyticVae, EncodersStep, TinyT5, TrainedVae
+from pixart_core.recipe.encoders import AnalyticVae, EncodersStep, TinyT5, TrainedVae
 
 LEFT = "a small red circle to the left of a large red square, on a black background"
 CAPTIONS = [LEFT, "a large red circle at the top", "A Blue cross."]

@@ -24,7 +24,8 @@ from pixart_core.encoders.text import load_text_encoder
 from pixart_core.encoders.vae import encode_moments, load_vae
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import AnalyticVae, EncodersStep, ExtractFeaturesStep, TinyT5
+from pixart_core.recipe.encoders import AnalyticVae, EncodersStep, TinyT5
+from pixart_core.recipe.features import ExtractFeaturesStep
 
 SIZES = ((32, 32), (24, 48), (48, 24))
 COUNT = 60
@@ -181,7 +182,7 @@ from pathlib import Path
 import torch
 from pixart_core.encoders.extract import run_extraction
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import ExtractFeaturesStep
+from pixart_core.recipe.features import ExtractFeaturesStep
 torch.set_num_threads(1)
 step, output = ExtractFeaturesStep.model_validate_json(sys.argv[1]), Path(sys.argv[2])
 draws = random.Random(0)

@@ -17,7 +17,8 @@ from pixart_core.errors import UserError
 from pixart_core.evaluation.charts import loss_chart, smoothed
 from pixart_core.evaluation.evaluate import run_evaluation
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import EvaluateStep, SampleStep, ShapesStep
+from pixart_core.recipe.data import ShapesStep
+from pixart_core.recipe.schema import EvaluateStep, SampleStep
 from pixart_core.recipe.training import ModelOptions, TrainStep
 
 

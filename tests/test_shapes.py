@@ -27,7 +27,7 @@ from pixart_core.data.shapes import (
 from pixart_core.data.shapes_dataset import run_shapes
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import ShapesStep
+from pixart_core.recipe.data import ShapesStep
 
 PICTURE_SIZES = [(64, 64), (96, 96), (112, 80), (80, 112)]
 

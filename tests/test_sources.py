@@ -18,7 +18,7 @@ from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import manifest_for, scan_images
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
-from pixart_core.recipe.schema import DataOptions
+from pixart_core.recipe.data import DataOptions
 
 EMOJI = Path(__file__).parents[1].parent / "shared" / "data" / "emoji"
 

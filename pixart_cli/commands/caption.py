@@ -10,8 +10,8 @@ from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output, Overrides, with_examples
 from pixart_cli.outputs import name_of
 from pixart_core.errors import UserError
+from pixart_core.recipe.caption import CaptionStep
 from pixart_core.recipe.load import step_from_options
-from pixart_core.recipe.schema import CaptionStep
 
 
 @with_examples(

@@ -8,8 +8,8 @@ from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output, Overrides, with_examples
 from pixart_cli.outputs import name_of
+from pixart_core.recipe.features import ExtractFeaturesStep
 from pixart_core.recipe.load import step_from_options
-from pixart_core.recipe.schema import ExtractFeaturesStep
 
 
 @with_examples(

@@ -16,7 +16,7 @@ from pixart_core.data.images import UnusableImageError, decode_image
 from pixart_core.data.sources import Candidate, list_images
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
-from pixart_core.recipe.schema import DataOptions
+from pixart_core.recipe.data import DataOptions
 
 _LOOK_AHEAD = 256  # images in the hands of the decoding threads; also how far a `limit` reads on
 

@@ -23,7 +23,7 @@ from pixart_core.data.shapes import (
 )
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
-from pixart_core.recipe.schema import ShapesStep
+from pixart_core.recipe.data import ShapesStep
 
 SHARDS = "shards"
 PICTURES_PER_SHARD = 2000

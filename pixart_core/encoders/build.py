@@ -34,7 +34,7 @@ from pixart_core.encoders.trained_vae import VaeTraining, psnr, train_vae
 from pixart_core.encoders.vae import describe_vae, encode_moments
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
-from pixart_core.recipe.schema import AnalyticVae, EncodersStep, TinyT5, TrainedVae
+from pixart_core.recipe.encoders import AnalyticVae, EncodersStep, TinyT5, TrainedVae
 from pixart_core.seeding import derive_seed
 
 _SCALE_IMAGES = 512  # for measuring the scaling factor

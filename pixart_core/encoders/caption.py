@@ -19,7 +19,7 @@ from pixart_core.data.images import ImageReader
 from pixart_core.data.nouns import caption_statistics
 from pixart_core.data.scan import manifest_for
 from pixart_core.progress import Progress
-from pixart_core.recipe.schema import CaptionStep
+from pixart_core.recipe.caption import CaptionStep
 
 __all__ = ["caption_statistics", "run_caption"]
 

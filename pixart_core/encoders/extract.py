@@ -31,7 +31,7 @@ from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import describe_vae, encode_moments, load_vae, vae_downsampling
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
-from pixart_core.recipe.schema import ExtractFeaturesStep
+from pixart_core.recipe.features import ExtractFeaturesStep
 
 # Splitting short operations over the cores of a CPU costs more than it gains, much more on a busy machine.
 _SMALL_MODEL = 2**22  # parameters

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from pixart_core.artifacts.card import read_card
 from pixart_core.errors import UserError
-from pixart_core.recipe.schema import DataOptions, SampleStep, ShapesStep
+from pixart_core.recipe.data import DataOptions, ShapesStep
+from pixart_core.recipe.schema import SampleStep
 from pixart_core.recipe.training import ModelOptions, TrainStep
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))

@@ -15,121 +15,12 @@ from pydantic import (
     model_validator,
 )
 
-from pixart_core.recipe.base import Fraction, FromStep, Source, Strict
+from pixart_core.recipe.base import FromStep, Source, Strict
+from pixart_core.recipe.caption import CaptionStep
+from pixart_core.recipe.data import ShapesStep
+from pixart_core.recipe.encoders import EncodersStep
+from pixart_core.recipe.features import ExtractFeaturesStep
 from pixart_core.recipe.training import Positions, TrainStep
-
-
-class ShapesStep(Strict):
-    """Generate a data set of coloured shapes with dense captions and exact ground truth."""
-
-    command: Literal["shapes"] = "shapes"
-    count: PositiveInt = Field(20_000, description="Training images.")
-    heldout: PositiveInt = Field(300, description="Held-out prompts (scenes never trained on), with images.")
-    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
-        ((64, 64),), min_length=1, description="(height, width) of the pictures in pixels, used in turn."
-    )
-    seed: NonNegativeInt = 0
-
-
-class AnalyticVae(Strict):
-    """An `AutoencoderKL` with set, not learned, weights: 2x2 mean down, bilinear up."""
-
-    kind: Literal["analytic"] = "analytic"
-    downsamplings: NonNegativeInt = Field(1, le=3)
-
-
-class TrainedVae(Strict):
-    """A small `AutoencoderKL` trained on the data itself; for experiments without a download."""
-
-    kind: Literal["trained"] = "trained"
-    block_out_channels: tuple[PositiveInt, ...] = (32, 64, 64)
-    latent_channels: PositiveInt = 4
-    image_size: PositiveInt = 64
-    train_steps: PositiveInt = 2000
-    batch_size: PositiveInt = 16
-    learning_rate: PositiveFloat = 1.0e-3
-    kl_weight: NonNegativeFloat = 1.0e-6
-
-
-class TinyT5(Strict):
-    """A frozen, randomly initialised T5 encoder with a word-level tokenizer of the captions."""
-
-    kind: Literal["tiny-t5"] = "tiny-t5"
-    width: PositiveInt = 64
-    num_layers: PositiveInt = 2
-    num_heads: PositiveInt = 4
-
-
-class DataOptions(Strict):
-    """Which images are read, shared by `caption`, `extract-features` and the encoders."""
-
-    data: Source = Field(description="Folder, WebDataset tars, hf:ID[/split], or a manifest.")
-    limit: PositiveInt | None = Field(None, description="Read at most this many images.")
-    heldout_fraction: Fraction = Field(0.0, description="Share of the images kept out of training.")
-    heldout_keys: tuple[str, ...] = Field(
-        (), description="JSON fields whose combination is held out together, e.g. [concept, style]."
-    )
-    label_key: str | None = Field(None, description="JSON field that is the class label of stage 1.")
-    max_bad_fraction: Fraction = Field(0.05, description="Stop when more images than this are unusable.")
-
-
-class EncodersStep(DataOptions):
-    """Build small encoders on the spot, saved in the normal Hugging Face layout."""
-
-    command: Literal["encoders"] = "encoders"
-    captions: Source | None = Field(
-        None, description="Captions made by `pixart caption`; default: those of the data."
-    )
-    vae: Annotated[AnalyticVae | TrainedVae, Field(discriminator="kind")] | None = None
-    text_encoder: TinyT5 | None = None
-    device: str | None = Field(None, description="Where a VAE is trained; default: a GPU if there is one.")
-    seed: NonNegativeInt = 0
-
-    @model_validator(mode="after")
-    def _something_to_build(self) -> Self:
-        if self.vae is None and self.text_encoder is None:
-            raise ValueError("give vae, text_encoder, or both")
-        return self
-
-
-class CaptionStep(DataOptions):
-    """Describe images densely with a vision-language model (paper 2.4)."""
-
-    command: Literal["caption"] = "caption"
-    captioner: Source = Field(
-        "llava-hf/llava-1.5-7b-hf", description="Hub id or path of an image-text-to-text model."
-    )
-    prompt: str = "Describe this image and its style in a very detailed manner"
-    with_original_caption: bool = Field(
-        False, description="Put the original caption into the prompt (LAION)."
-    )
-    max_new_tokens: PositiveInt = 200
-    batch_size: PositiveInt = 8
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    device: str | None = None
-
-
-class ExtractFeaturesStep(DataOptions):
-    """Encode images (VAE moments) and captions (text tokens) into a feature store."""
-
-    command: Literal["extract-features"] = "extract-features"
-    captions: Source | None = Field(
-        None, description="Captions made by `pixart caption`; default: those of the data."
-    )
-    vae: Source = "stabilityai/sd-vae-ft-ema"
-    text_encoder: Source = "google/t5-v1_1-xxl"
-    resolution: PositiveInt = Field(512, description="Pixels; the square root of a bucket's area.")
-    aspect_buckets: Literal["square", "paper"] | tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
-        "square", description="square, the paper's 40, or a list of [height, width]."
-    )
-    max_tokens: PositiveInt = 120
-    storage: Literal["int8", "fp16", "fp32"] = "int8"
-    batch_size: PositiveInt = 32
-    shard_size: PositiveInt = Field(2048, description="Samples a shard.")
-    dtype: Literal["bf16", "fp32"] = Field(
-        "fp32", description="Compute type. fp16 overflows in T5, so it is not offered."
-    )
-    device: str | None = None
 
 
 class ConvertStep(Strict):
