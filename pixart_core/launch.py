@@ -1,0 +1,57 @@
+"""The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and a meeting point."""
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+# Rank 0 may look at millions of images while the others wait; the default of half an hour would end the run.
+PATIENCE = datetime.timedelta(days=14)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """One process among those of its launch.
+
+    Attributes:
+        rank: 0 is the first, which speaks for all.
+        count: of all machines together.
+        local_rank: among those of this machine: the number of its GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this process scans, reports and finishes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every count-th of `items`, from this process's rank on."""
+        return items[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Go on when every process has come here; at once when there is only one."""
+        if self.count > 1:
+            from accelerate import PartialState
+
+            PartialState().wait_for_everyone()
+
+
+def connect() -> Processes:
+    """Join the processes of this launch; without one, be alone.
+
+    Only a launch of several processes imports accelerate and torch.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    return Processes(state.process_index, state.num_processes, state.local_process_index)
