@@ -33,6 +33,18 @@ def read_uncond(folder: Path) -> Float[Tensor, "l caption"] | None:
     if not path.exists():
         return None
     try:
-        return load_file(path)[NAME]
+        y_embedding = load_file(path)[NAME]
     except (SafetensorError, OSError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error}; convert the original again") from error
+    if y_embedding.ndim != 2 or not len(y_embedding):
+        shape = tuple(y_embedding.shape)
+        raise UserError(f"{path} is damaged: {NAME} has shape {shape}, not (tokens, width)")
+    return y_embedding
+
+
+def missing_uncond(source: object) -> UserError:
+    """The mistake of a model that was trained with a learned unconditional caption which is not there."""
+    return UserError(
+        f"{source} was trained with a learned unconditional caption, but there is no {UNCOND} beside it; "
+        "copy the file from where the checkpoint came from, or convert the original again"
+    )

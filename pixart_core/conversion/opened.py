@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pixart_core.artifacts.card import Card, read_card
-from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, read_checkpoint_card
+from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, facts_of, read_checkpoint_card
 from pixart_core.artifacts.uncond import read_uncond
 from pixart_core.conversion.official import Y_EMBEDDING, original_kind
 from pixart_core.conversion.weight_files import WeightFile, read_weight_file
@@ -67,7 +67,7 @@ def open_source(source: str | Path, which: str = "ema") -> Opened:
         return _open_file(path, which)
     card = read_card(path)
     if (card and card["kind"] == "checkpoint") or (path / "checkpoints").is_dir():
-        facts = ModelFacts.from_details(read_checkpoint_card(path).details)
+        facts = facts_of(read_checkpoint_card(path), path)
         opened = _open_transformer(path / TRANSFORMER, "checkpoint", facts)
         return dataclasses.replace(opened, path=path, y_embedding=read_uncond(path))
     if (path / "model_index.json").exists():
@@ -106,9 +106,9 @@ def _open_file(path: Path, which: str) -> Opened:
     own = own if isinstance(own, dict) else {}
     kind = original_kind(weights)
     if kind == "pixart":
-        facts = ModelFacts.from_details(own) if own else _official_facts(weights)
+        facts = ModelFacts.from_details(own, path) if own else _official_facts(weights)
     else:
-        facts = ModelFacts.from_details(own)
+        facts = ModelFacts.from_details(own, path)
     return Opened(
         path=path,
         format=_format(path, weights, file),
@@ -147,7 +147,7 @@ def _open_pipeline(path: Path) -> Opened:
     if name not in ("PixArtAlphaPipeline", "DiTPipeline"):
         raise UserError(f"{path} is a {name}; expected a PixArtAlphaPipeline or DiTPipeline")
     card = read_card(path)
-    facts = ModelFacts.from_details(Card.read(path, "pipeline").details) if card else ModelFacts()
+    facts = facts_of(Card.read(path, "pipeline"), path) if card else ModelFacts()
     scheduler = path / "scheduler" / "scheduler_config.json"
     changes: dict[str, Any] = {}
     if scheduler.exists():
