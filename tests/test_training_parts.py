@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from stores import write_tiny_store
 
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
+from pixart_core.recipe.training import ModelOptions, TrainStep
 from pixart_core.training.batches import TrainingBatch, Unconditional, drop_captions, make_batch
 from pixart_core.training.ema import Ema
 from pixart_core.training.muon import StackedMuon
 from pixart_core.training.optimizer import build_adamw, build_muon
 from pixart_core.training.order import BatchOrder
+from pixart_core.training.processes import rank_slots
 from pixart_core.training.schedule import learning_rate_factor
 from pixart_core.training.step import NonFiniteError, batch_loss, train_step
 
@@ -53,6 +57,42 @@ def test_every_sample_comes_equally_often(counts, batch, epochs) -> None:
         assert sum(drawn) == epochs * count // batch * batch
         assert max(drawn) - min(drawn) <= 1
         assert max(drawn) <= epochs
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    batch=st.integers(1, 9),
+    number=st.integers(0, 6),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_has_the_length_it_says_and_says_what_it_carries_over(counts, batch, number) -> None:
+    buckets = {(16 * (i + 1), 16): count for i, count in enumerate(counts)}
+    order = BatchOrder(buckets, batch, seed=5)
+    epoch = order.epoch(number)
+    batches = list(epoch)
+    assert len(batches) == len(epoch)
+    assert len(batches) * batch == sum(counts) + epoch.carried_in - epoch.carried_out
+    assert epoch.carried_out == order.epoch(number + 1).carried_in < batch * len(counts)
+    for (bucket, indices), step in zip(batches, range(epoch.first_step, 10**6), strict=False):
+        assert order.epoch_of(step) == number
+        assert (bucket, indices.tolist()) == (order[step][0], order[step][1].tolist())
+    seen = Counter((bucket, int(index)) for bucket, indices in batches for index in indices)
+    # Only a sample that the epoch before left over can come a second time.
+    assert sum(times - 1 for times in seen.values()) <= epoch.carried_in
+    with pytest.raises(IndexError, match=f"of {len(epoch)}"):
+        epoch[len(epoch)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_processes_take_equal_parts_that_together_are_the_batch(world) -> None:
+    step = TrainStep(
+        features="x", model=ModelOptions(), max_train_steps=1, global_batch_size=24, micro_batch_size=2
+    )
+    parts = [rank_slots(step, SimpleNamespace(num_processes=world, process_index=r)) for r in range(world)]
+    assert [slot for part in parts for slot in part] == list(range(24))
+    assert {len(part) for part in parts} == {24 // world}
+    with pytest.raises(UserError, match="not a multiple of 5 processes x micro_batch_size 2"):
+        rank_slots(step, SimpleNamespace(num_processes=5, process_index=0))
 
 
 def test_a_step_can_be_asked_for_without_those_before_it() -> None:

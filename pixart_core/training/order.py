@@ -1,6 +1,6 @@
 """Which samples make up which batch: a pure function of (seed, step)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,9 @@ class BatchOrder:
     as many batches of a bucket of n samples as keep its total at floor(e n / batch size), so what does
     not fill a batch is carried into the next epoch: nothing is dropped, nothing comes twice.
 
-    Any step can be asked for at once, so that a resumed or re-sharded run sees the same batches.
+    Any step can be asked for at once, so that a resumed or re-sharded run sees the same batches: the
+    time does not depend on the step, only on shuffling a bucket once a pass. Processes take equal parts
+    of a batch (`processes.rank_slots`), so they always work on the same bucket and as much of it.
     """
 
     def __init__(self, buckets: Mapping[Bucket, int], batch_size: int, seed: int) -> None:
@@ -41,14 +43,15 @@ class BatchOrder:
             low, high = (middle, high) if self.batches_before(middle) <= step else (low, middle - 1)
         return low
 
+    def epoch(self, number: int) -> "Epoch":
+        """The batches of an epoch, with a length that holds."""
+        return Epoch(self, number)
+
     def __getitem__(self, step: int) -> tuple[Bucket, np.ndarray]:
         """Bucket and sample indices (within the bucket) of the batch of `step`."""
         epoch = self.epoch_of(step)
         bucket, number = self._epoch_batches(epoch)[step - self.batches_before(epoch)]
-        start = number * self.batch_size
-        return bucket, np.array(
-            [self._sample(bucket, place) for place in range(start, start + self.batch_size)]
-        )
+        return bucket, self._samples(bucket, number * self.batch_size, (number + 1) * self.batch_size)
 
     def _epoch_batches(self, epoch: int) -> list[tuple[Bucket, int]]:
         """(bucket, number of the batch within the bucket) of an epoch, shuffled."""
@@ -63,16 +66,51 @@ class BatchOrder:
             self._cached_epoch = epoch
         return self._cached_batches
 
-    def _sample(self, bucket: Bucket, place: int) -> int:
-        lap, offset = divmod(place, self.buckets[bucket])
-        return int(self._lap(bucket, lap)[offset])
+    def _samples(self, bucket: Bucket, start: int, stop: int) -> np.ndarray:
+        """Places `start` to `stop` of the endless stream of a bucket."""
+        count = self.buckets[bucket]
+        parts = []
+        while start < stop:
+            lap, offset = divmod(start, count)
+            parts.append(self._lap(bucket, lap)[offset : offset + stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
 
     def _lap(self, bucket: Bucket, lap: int) -> np.ndarray:
-        """The order of one pass over a bucket; the last two are kept, since a batch may span two."""
+        """The order of one pass over a bucket; the last two asked for are kept: a batch may span two."""
         kept = self._laps.setdefault(bucket, {})
         if lap not in kept:
+            while len(kept) >= 2:
+                del kept[next(iter(kept))]
             seed = derive_seed(self.seed, "lap", *bucket, lap)
             kept[lap] = np.random.Generator(np.random.Philox(seed)).permutation(self.buckets[bucket])
-            for old in sorted(kept)[:-2]:
-                del kept[old]
         return kept[lap]
+
+
+class Epoch(Sequence[tuple[Bucket, np.ndarray]]):
+    """One pass over the samples: every one once, but for what does not fill a batch of its bucket.
+
+    Attributes:
+        carried_in: samples (all buckets) that the epochs before left over and that come in this one.
+        carried_out: samples that this epoch leaves to the next; less than a batch for each bucket.
+    """
+
+    def __init__(self, order: BatchOrder, number: int) -> None:
+        self.order = order
+        self.number = number
+        self.first_step = order.batches_before(number)
+        self._length = order.batches_before(number + 1) - self.first_step
+        counts, size = order.buckets.values(), order.batch_size
+        self.carried_in = sum(number * count % size for count in counts)
+        self.carried_out = sum((number + 1) * count % size for count in counts)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[Bucket, np.ndarray]:  # type: ignore[override]
+        if not 0 <= index < self._length:
+            raise IndexError(f"batch {index} of {self._length}")
+        return self.order[self.first_step + index]
+
+    def __iter__(self) -> Iterator[tuple[Bucket, np.ndarray]]:
+        return (self[index] for index in range(self._length))
