@@ -12,19 +12,19 @@ import yaml
 from torch import nn
 
 from pixart_core.artifacts.card import card_for
-from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER, ModelFacts
+from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.publish import write_json, write_text
-from pixart_core.artifacts.uncond import read_uncond, write_uncond
+from pixart_core.artifacts.uncond import write_uncond
 from pixart_core.diffusion.schedule import NoiseSchedule
 from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer
 from pixart_core.models.files import save_transformer
 from pixart_core.progress import Progress
 from pixart_core.recipe.training import AdamWOptions, TrainStep
-from pixart_core.seeding import derive_seed
 from pixart_core.training.batches import TrainingBatch, Unconditional, make_batch
 from pixart_core.training.ema import Ema
+from pixart_core.training.initial import ReadInit, read_folder
 from pixart_core.training.interrupt import StopRequests
 from pixart_core.training.log import TrainingLog
 from pixart_core.training.memory import keep_freed_memory
@@ -40,7 +40,9 @@ STATES = "checkpoints"
 RECIPE = "recipe.yaml"
 
 
-def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str, Any]:
+def run_training(
+    step: TrainStep, output: Path, progress: Progress, read_init: ReadInit = read_folder
+) -> dict[str, Any]:
     """Train, or continue the training that `output` holds, until `step.max_train_steps`.
 
     Writes `transformer/` (EMA weights in diffusers' layout), `log.jsonl`, `recipe.yaml` and the states
@@ -55,11 +57,18 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     store = FeatureStore(Path(str(step.features)))
-    model, facts = start_model(step, store)
+    start = start_model(step, store, read_init)
+    model, unconditional = start.model, start.unconditional
     continue_or_refuse(step, output)
+    for note in start.notes:
+        progress.say(note)
 
-    unconditional = find_unconditional(step, store, model, facts)
     order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
+    epoch = order.epoch(0)
+    progress.say(
+        f"{len(store)} samples, {len(store.buckets)} aspect bucket(s): {len(epoch)} batches an epoch, "
+        f"{epoch.carried_out} samples carried into the next"
+    )
     model.to(accelerator.device).train()
     optimizers = build_optimizers(step, model)
     ema = Ema(model, step.ema_decay)
@@ -120,7 +129,8 @@ def run_training(step: TrainStep, output: Path, progress: Progress) -> dict[str,
     if accelerator.is_main_process:
         if unconditional is not None and unconditional.keeps_mask:
             write_uncond(output, unconditional.tokens)
-        publish(step, output, model, ema, facts.to_details(), counters)
+        details = start.facts.to_details() | ({"changed": start.changed} if start.changed else {})
+        publish(step, output, model, ema, details, counters)
     if requests.stop:
         requests.raise_interrupt(f"{output} is finished")
     return {
@@ -168,23 +178,6 @@ def continue_or_refuse(step: TrainStep, output: Path) -> None:
         return
     write_text(output / RECIPE, yaml.safe_dump(step.model_dump(mode="json"), sort_keys=False))
     write_json(marker, current)
-
-
-def find_unconditional(
-    step: TrainStep, store: FeatureStore, model: Transformer, facts: ModelFacts
-) -> Unconditional | None:
-    """What dropped captions become; None for a class-conditional model."""
-    if model.config.conditioning == "class":
-        return None
-    if facts.uncond == "empty":
-        return Unconditional(store.empty_caption().float(), keeps_mask=False)
-    if step.init is not None and (stored := read_uncond(Path(str(step.init)))) is not None:
-        return Unconditional(stored.float(), keeps_mask=True)
-    # The released code's y_embedding: fixed at random, never trained.
-    generator = torch.Generator().manual_seed(derive_seed(step.seed, "learned unconditional"))
-    channels = model.config.caption_channels
-    tokens = torch.randn(store.max_tokens, channels, generator=generator) / channels**0.5
-    return Unconditional(tokens, keeps_mask=True)
 
 
 def micro_batches(
