@@ -17,6 +17,7 @@ from stores import write_tiny_store
 from pixart_core.artifacts.card import Card
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
+from pixart_core.models.resolution import Resolution, change_resolution
 from pixart_core.progress import Silent
 from pixart_core.recipe.training import ModelOptions, MuonOptions, Positions, TrainStep
 from pixart_core.training.loop import run_training
@@ -178,12 +179,10 @@ def test_stage_three_starts_from_stage_two_at_another_resolution(tmp_path, store
 
 
 def test_positions_with_micro_conditions_start_exact(tmp_path, store) -> None:
-    from pixart_core.training.start import with_positions
-
     options = MODEL.model_copy(update={"attention_head_dim": 6})
     run_training(make_step(store, model=options), tmp_path / "run", Silent())
     before = load_transformer(tmp_path / "run").eval()
-    after = with_positions(before, Positions(sample_size=8, use_additional_conditions=True)).eval()
+    after = change_resolution(before, Resolution(8, use_additional_conditions=True)).eval()
     latents, text, t = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 8), torch.tensor([7, 900])
     sizes = {"resolution": torch.tensor([[512.0, 640.0]] * 2), "aspect_ratio": torch.tensor([[0.8]] * 2)}
     assert torch.equal(before(latents, t, text), after(latents, t, text, **sizes))

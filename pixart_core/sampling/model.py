@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pixart_core.artifacts.checkpoint import ModelFacts
+from pixart_core.artifacts.checkpoint import ModelFacts, read_facts
 from pixart_core.artifacts.uncond import UNCOND, read_uncond
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
 from pixart_core.models.pixart import PixArtTransformer
-from pixart_core.training.start import read_facts
 
 PIPELINE = "model_index.json"
 # Pixels that the VAE decodes in one call: it needs some gigabytes for a picture of 1024 x 1024.

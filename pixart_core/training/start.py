@@ -1,51 +1,107 @@
 """Where the weights of a training step come from, and what is known about them."""
 
 import dataclasses
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from pixart_core.artifacts.card import read_card
-from pixart_core.artifacts.checkpoint import ModelFacts, read_checkpoint_card
+from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer, build_transformer
 from pixart_core.models.config import TransformerConfig
-from pixart_core.models.files import load_transformer
-from pixart_core.recipe.training import ModelOptions, Positions, TrainStep
+from pixart_core.models.resolution import (
+    Resolution,
+    change_resolution,
+    describe_resolution,
+    position_range,
+)
+from pixart_core.recipe.training import ModelOptions, TrainStep
 from pixart_core.seeding import derive_seed
+from pixart_core.training.batches import Unconditional
+from pixart_core.training.initial import Initial, ReadInit, read_folder
+from pixart_core.training.unconditional import find_unconditional
 
 
-def start_model(step: TrainStep, store: FeatureStore) -> tuple[Transformer, ModelFacts]:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a training step starts with.
+
+    Attributes:
+        facts: of the model as it will be when the training is done.
+        unconditional: what dropped captions become; None for a class-conditional model.
+        changed: how it differs from `init`: {"resolution" or "uncond": {"from": ..., "to": ...}}.
+        notes: what the user should know, one sentence each.
+    """
+
+    model: Transformer
+    facts: ModelFacts
+    unconditional: Unconditional | None
+    changed: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def start_model(step: TrainStep, store: FeatureStore, read_init: ReadInit = read_folder) -> Start:
     """A new model, or that of `step.init` at the resolution of `step.positions`.
 
     Raises:
-        UserError: features and model do not fit together.
+        UserError: features and model do not fit together, or what `read_init` raises.
     """
+    initial: Initial | None = None
+    changed: dict[str, Any] = {}
     if step.model is not None:
-        config = config_for(step.model, store)
-        model = _new_model(config, step.seed)
+        model = _new_model(config_for(step.model, store), step.seed)
         inherited = ModelFacts(prediction_type=step.prediction_type)
     else:
         assert step.init is not None
-        source = Path(str(step.init))
-        model = load_transformer(source)
-        inherited = read_facts(source)
+        initial = read_init(str(step.init))
+        inherited = initial.facts
         if inherited.prediction_type != step.prediction_type:
             raise UserError(
-                f"{source} predicts {inherited.prediction_type}, the recipe says "
+                f"{step.init} predicts {inherited.prediction_type}, the recipe says "
                 f"prediction_type: {step.prediction_type}"
             )
-        if step.positions is not None:
-            model = with_positions(model, step.positions, seed=step.seed)
-    check_fit(model.config, store)
-    return model, dataclasses.replace(
+        model, changed = _changed(initial, step)
+    config = model.config
+    check_fit(config, store)
+    facts = dataclasses.replace(
         inherited,
         uncond=step.uncond or inherited.uncond,
         vae=store.details["vae"]["source"],
         text_encoder=store.details["text_encoder"]["source"],
         max_tokens=store.max_tokens,
         label_names=store.label_names,
+        trained_sizes=tuple(store.buckets),
+        trained_positions=(config.sample_size, float(config.interpolation_scale)),
+    )
+    return Start(
+        model, facts, find_unconditional(step, store, config, initial), changed, _notes(config, store)
+    )
+
+
+def _changed(initial: Initial, step: TrainStep) -> tuple[Transformer, dict[str, Any]]:
+    """(the model of `init` as the step asks for it, what that changed)."""
+    model, before = initial.model, initial.model.config
+    changed: dict[str, Any] = {}
+    if step.positions is not None:
+        model = change_resolution(model, Resolution(**step.positions.model_dump()), seed=step.seed)
+    if model.config != before:
+        changed["resolution"] = {"from": describe_resolution(before), "to": describe_resolution(model.config)}
+    if before.conditioning == "text" and step.uncond not in (None, initial.facts.uncond):
+        changed["uncond"] = {"from": initial.facts.uncond, "to": step.uncond}
+    return model, changed
+
+
+def _notes(config: TransformerConfig, store: FeatureStore) -> tuple[str, ...]:
+    """Features whose pictures have not the size that the positions are made for."""
+    side = config.sample_size * store.vae_downsampling
+    if any(side**2 / 2 <= height * width <= side**2 * 2 for height, width in store.buckets):
+        return ()
+    sizes = ", ".join(f"{height}x{width}" for height, width in list(store.buckets)[:3])
+    reach = position_range(config.sample_size, config.patch_size, config.interpolation_scale)
+    return (
+        f"the features hold pictures of {sizes} px, the model's positions are made for {side}x{side}: their "
+        f"range of {reach:g} patches is stretched or squeezed over them (`positions` changes it)",
     )
 
 
@@ -54,16 +110,6 @@ def _new_model(config: TransformerConfig, seed: int) -> Transformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
         return build_transformer(config)
-
-
-def read_facts(source: Path) -> ModelFacts:
-    """Facts of a checkpoint or pipeline of ours; those of the released weights for anything else."""
-    card = read_card(source)
-    if card is not None and card["kind"] == "pipeline":
-        return ModelFacts.from_details(card["details"])
-    if card is None and not (source / "checkpoints").is_dir():
-        return ModelFacts()
-    return ModelFacts.from_details(read_checkpoint_card(source).details)
 
 
 def config_for(options: ModelOptions, store: FeatureStore) -> TransformerConfig:
@@ -88,35 +134,6 @@ def config_for(options: ModelOptions, store: FeatureStore) -> TransformerConfig:
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-
-
-def with_positions(model: Transformer, positions: Positions, *, seed: int = 0) -> Transformer:
-    """The same weights at another resolution.
-
-    Positions are computed, not stored, so nothing is lost. New size embedders start with a zero last
-    layer: the output does not change at first.
-    """
-    additional = positions.use_additional_conditions
-    if additional is None:
-        additional = model.config.use_additional_conditions
-    try:
-        config = dataclasses.replace(
-            model.config,
-            sample_size=positions.sample_size,
-            interpolation_scale=positions.interpolation_scale,
-            use_additional_conditions=additional,
-        )
-    except ValueError as error:
-        raise UserError(f"positions: {error}") from error
-    resized = _new_model(config, seed)
-    weights = resized.state_dict()
-    for name in weights.keys() - model.state_dict().keys():
-        if name.endswith("linear_2.weight"):
-            torch.nn.init.zeros_(weights[name])
-    if model.state_dict().keys() - weights.keys():
-        raise UserError("positions: use_additional_conditions cannot be taken away from a checkpoint")
-    resized.load_state_dict(weights | model.state_dict(), strict=True)
-    return resized
 
 
 def check_fit(config: TransformerConfig, store: FeatureStore) -> None:
