@@ -66,6 +66,12 @@ class ConvertStep(Strict):
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     seed: NonNegativeInt = 0
 
+    @model_validator(mode="after")
+    def _one_resolution(self) -> Self:
+        if self.resolution is not None and self.positions is not None:
+            raise ValueError("give either resolution (of the released weights) or positions (any other)")
+        return self
+
 
 class SampleStep(Strict):
     """Generate images."""
