@@ -40,6 +40,16 @@ def read_captions(folder: Path | str) -> dict[str, CaptionRow]:
     return caption_rows(Path(folder))
 
 
+def stream_captions(folder: Path | str) -> Iterator[CaptionRow]:
+    """The rows of a finished folder of captions, one at a time: for ten million of them.
+
+    Raises:
+        UserError: as `read_captions`.
+    """
+    Card.read(Path(folder), "captions")
+    return (row for row, _ in _rows(Path(folder) / CAPTIONS))
+
+
 def caption_rows(folder: Path) -> dict[str, CaptionRow]:
     """The same of a folder that may be unfinished."""
     return {row.id: row for row, _ in _rows(folder / CAPTIONS)}

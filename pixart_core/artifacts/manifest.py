@@ -109,15 +109,24 @@ def read_manifest(folder: Path | str) -> Manifest:
         UserError: not a complete manifest, or a damaged line in it (named).
     """
     folder = manifest_folder(folder) or Path(folder)
-    card = Card.read(folder, "manifest")
-    records = []
+    records = tuple(stream_manifest(folder))
+    label_names: Sequence[str] = Card.read(folder, "manifest").details.get("label_names") or ()
+    return Manifest(folder, records, tuple(label_names))
+
+
+def stream_manifest(folder: Path | str) -> Iterator[ImageRecord]:
+    """The records of `read_manifest`, one at a time: for ten million of them.
+
+    Raises:
+        UserError: as `read_manifest`.
+    """
+    folder = manifest_folder(folder) or Path(folder)
+    Card.read(folder, "manifest")
     for number, row in _rows(folder / MANIFEST):
         try:
-            records.append(ImageRecord(**row))
+            yield ImageRecord(**row)
         except TypeError as error:
             raise UserError(f"{folder / MANIFEST}:{number}: not an image record ({error})") from error
-    label_names: Sequence[str] = card.details.get("label_names") or ()
-    return Manifest(folder, tuple(records), tuple(label_names))
 
 
 def manifest_folder(folder: Path | str) -> Path | None:
