@@ -42,21 +42,21 @@ def measure_agreement(
     latents = torch.randn(1, config.in_channels, side, side, generator=generator)
     text = torch.randn(1, 8, config.caption_channels, generator=generator)
     labels = torch.tensor([dit.null_class])
-    parameters = _parameters(dit, with_class=class_condition != "none")
+    if class_condition == "none":
+        dit = _without_class(dit)
 
     rows = []
     progress.start("compare with the DiT", len(timesteps))
     for timestep in timesteps:
         t = torch.tensor([timestep])
-        theirs = torch.func.functional_call(dit, parameters, (latents, t, labels))
-        blocks, final = _dit_modulation(dit, t, labels if class_condition != "none" else None)
+        blocks, final = _dit_modulation(dit, t, labels)
         our_blocks, our_final = _pixart_modulation(pixart, t)
         rows.append(
             {
                 "timestep": timestep,
                 "modulation": _relative(our_blocks, blocks),
                 "final": _relative(our_final, final),
-                "output": _relative(pixart(latents, t, text), theirs),
+                "output": _relative(pixart(latents, t, text), dit(latents, t, labels)),
             }
         )
         progress.advance("compare with the DiT", note=f"t={timestep} {rows[-1]['output']:.1e}")
@@ -64,33 +64,34 @@ def measure_agreement(
     return rows
 
 
-def _parameters(dit: DiTTransformer, with_class: bool) -> dict[str, Tensor]:
-    """Of the DiT, its class embedding set to zero unless `with_class`."""
+def _without_class(dit: DiTTransformer) -> DiTTransformer:
+    """The same DiT with a class embedding of zeros; all other weights are shared."""
     table = "class_embedder.embedding_table.weight"
-    return {
-        name: tensor if with_class or not name.endswith(table) else torch.zeros_like(tensor)
-        for name, tensor in dit.named_parameters()
+    weights = {
+        name: torch.zeros_like(tensor) if name.endswith(table) else tensor
+        for name, tensor in dit.state_dict().items()
     }
+    with torch.device("meta"):
+        twin = DiTTransformer(dit.config)
+    twin.load_state_dict(weights, strict=True, assign=True)
+    return twin
 
 
 def _dit_modulation(
-    dit: DiTTransformer, t: Tensor, labels: Tensor | None
-) -> tuple[Float[Tensor, "depth sixd"], Float[Tensor, "one twod"]]:
-    def condition(block: int) -> Tensor:
-        embedder = dit.embedder(block)
-        return embedder.timestep_embedder(t) if labels is None else embedder(t, labels)
-
-    modules: Any = dit.transformer_blocks
-    blocks = [block.norm1(condition(index)) for index, block in enumerate(modules)]
-    return torch.cat(blocks), dit.proj_out_1(torch.nn.functional.silu(condition(0)))
+    dit: DiTTransformer, t: Tensor, labels: Tensor
+) -> tuple[Float[Tensor, "depth 6 d"], Float[Tensor, "1 2 d"]]:
+    blocks: Any = dit.transformer_blocks
+    conditions, embedding = dit.conditions(t, labels)
+    own = [block.modulation(condition) for block, condition in zip(blocks, conditions, strict=True)]
+    return torch.cat(own), dit.final_modulation(embedding)
 
 
 def _pixart_modulation(
     pixart: PixArtTransformer, t: Tensor
-) -> tuple[Float[Tensor, "depth sixd"], Float[Tensor, "one twod"]]:
-    shared, embedding = pixart.adaln_single(t, None, None)
-    blocks = [(block.scale_shift_table + shared).flatten(1) for block in pixart.transformer_blocks]
-    return torch.cat(blocks), (pixart.scale_shift_table + embedding[:, None]).flatten(1)
+) -> tuple[Float[Tensor, "depth 6 d"], Float[Tensor, "1 2 d"]]:
+    blocks: Any = pixart.transformer_blocks
+    condition, embedding = pixart.condition(t, None, None)
+    return torch.cat([block.modulation(condition) for block in blocks]), pixart.final_modulation(embedding)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
@@ -108,8 +109,8 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot_agreement(rows: list[dict[str, Any]], path: Path, timestep: int) -> None:
-    """A small picture of the errors against the timestep; `timestep` is where they are zero."""
+def plot_agreement(rows: list[dict[str, Any]], path: Path, timestep: int | None) -> None:
+    """A small picture of the errors against the timestep; zero at `timestep`, or (None) everywhere."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -119,7 +120,8 @@ def plot_agreement(rows: list[dict[str, Any]], path: Path, timestep: int) -> Non
     lines = (("modulation", "modulation of the blocks"), ("final", "final layer"), ("output", "output"))
     for key, label in lines:
         axes.plot([r["timestep"] for r in rows], [r[key] for r in rows], marker="o", ms=3, label=label)
-    axes.axvline(timestep, color="0.7", lw=0.8, zorder=0)
+    if timestep is not None:
+        axes.axvline(timestep, color="0.7", lw=0.8, zorder=0)
     axes.set(xlabel="timestep", ylabel="relative error", xlim=(-10, 1009), ylim=(0, None))
     axes.set_title("PixArt against the DiT that it was made from", fontsize=10)
     axes.legend(frameon=False, fontsize=8)

@@ -2,6 +2,9 @@
 
 A DiT block computes its own modulation S_i = W_i SiLU(c) + b_i with c = t + class; adaLN-single shares
 F(t) = W SiLU(t) + b and adds a constant E_i. With E_i = S_i - F at t = 500 both agree there.
+
+A PixArt that keeps the DiT's own modulation (adaln: the ablation) agrees at every timestep: the null class
+is a constant, and moves into the last bias of the timestep MLP.
 """
 
 import dataclasses
@@ -12,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
-from pixart_core.models.config import TransformerConfig
+from pixart_core.models.config import Modulation, TransformerConfig
 from pixart_core.models.dit import DiTTransformer
 from pixart_core.models.embeddings import EmbeddingMLP, sinusoid
 from pixart_core.models.pixart import PixArtTransformer
@@ -30,6 +34,7 @@ def pixart_from_dit(
     dit: DiTTransformer,
     *,
     caption_channels: int,
+    modulation: Modulation = "adaln_single",
     timestep: int = 500,
     class_condition: ClassCondition = "null",
     shared_mlp: SharedMLP = "mean",
@@ -37,7 +42,8 @@ def pixart_from_dit(
 ) -> PixArtTransformer:
     """A PixArt that equals `dit` at `timestep`, whatever the caption (its cross-attention is silent).
 
-    What both have in common is shared with `dit`, not copied.
+    With the modulation that `dit` has, it equals `dit` at every timestep, and neither `timestep` nor
+    `shared_mlp` is used. What both have in common is shared with `dit`, not copied.
 
     Args:
         caption_channels: width of the text encoder's tokens.
@@ -45,19 +51,26 @@ def pixart_from_dit(
             saw; "none": the timestep alone (the paper's words).
         shared_mlp: W, b of F: mean over the blocks, the first block's, zeros, or newly drawn.
         seed: of what is new (cross-attention, caption projection, "random").
+
+    Raises:
+        UserError: `dit` cannot be written with this modulation.
     """
-    source = dit.config
+    exact = keeps_modulation(dit, modulation)
     config = dataclasses.replace(
-        source,
+        dit.config,
         conditioning="text",
+        modulation=modulation,
         caption_channels=caption_channels,
-        timestep_freq_shift=0,
+        timestep_freq_shift=dit.config.timestep_freq_shift if exact else 0,
         embedders="shared",
-        mlp_norm_eps=NORM_EPS,
+        mlp_norm_eps=dit.config.mlp_norm_eps if exact else NORM_EPS,
     )
-    weights = _kept(dit) | _new(config, seed)
-    _set_shared_mlp(weights, dit, shared_mlp)
-    _set_tables(weights, dit, timestep, class_condition)
+    weights = _new(config, seed) | _kept(dit, modulation)
+    if exact:
+        _fold_class(weights, dit, modulation, class_condition)
+    else:
+        _set_shared_mlp(weights, dit, shared_mlp)
+        _set_tables(weights, dit, timestep, class_condition)
     with torch.device("meta"):
         pixart = build_transformer(config)
     assert isinstance(pixart, PixArtTransformer)
@@ -65,23 +78,58 @@ def pixart_from_dit(
     return pixart.requires_grad_(True)
 
 
-def _kept(dit: DiTTransformer) -> dict[str, Tensor]:
+def keeps_modulation(dit: DiTTransformer, modulation: Modulation) -> bool:
+    """Whether a PixArt with `modulation` computes it as `dit` does, and so equals it at every timestep.
+
+    Raises:
+        UserError: it would have to, and cannot.
+    """
+    if dit.config.modulation != modulation:
+        if modulation == "adaln":
+            raise UserError(
+                "modulation=adaln keeps the MLP of each block, and this DiT has one for all (adaln_single); "
+                "leave modulation out"
+            )
+        return False
+    if not _embedders_are_copies(dit):
+        raise UserError(
+            "modulation=adaln needs one timestep embedder for all blocks; this DiT (trained in diffusers' "
+            "class) has several; modulation=adaln_single is exact at one timestep"
+        )
+    return True
+
+
+def _embedder_prefix(modulation: Modulation) -> str:
+    """Where a PixArt has its timestep embedder."""
+    emb = "adaln_single.emb" if modulation == "adaln_single" else "emb"
+    return f"{emb}.timestep_embedder"
+
+
+def _kept(dit: DiTTransformer, modulation: Modulation) -> dict[str, Tensor]:
     """What PixArt takes over as it is, under its names; of several timestep embedders the first."""
-    weights = dit.state_dict()
-    kept = {
-        name: tensor
-        for name, tensor in weights.items()
-        if name.startswith("pos_embed.") or ".attn1." in name or ".ff." in name
-    }
-    for name, tensor in dit.embedder(0).timestep_embedder.state_dict().items():
-        kept[f"adaln_single.emb.timestep_embedder.{name}"] = tensor
-    for parameter in ("weight", "bias"):
-        kept[f"proj_out.{parameter}"] = weights[f"proj_out_2.{parameter}"]
-    return kept
+    weights = {name: t for name, t in dit.state_dict().items() if "_embedder." not in name}
+    if dit.config.modulation != modulation:
+        dropped = (".norm1.linear.", "proj_out_1.")
+        weights = {name: t for name, t in weights.items() if not any(part in name for part in dropped)}
+        for parameter in ("weight", "bias"):
+            weights[f"proj_out.{parameter}"] = weights.pop(f"proj_out_2.{parameter}")
+    prefix = _embedder_prefix(modulation)
+    embedder = dit.embedder(0).timestep_embedder.state_dict()
+    return weights | {f"{prefix}.{name}": tensor for name, tensor in embedder.items()}
+
+
+def _fold_class(
+    weights: dict[str, Tensor], dit: DiTTransformer, modulation: Modulation, class_condition: ClassCondition
+) -> None:
+    """t + null class, a constant, as the last bias of the timestep MLP."""
+    if class_condition == "null":
+        name = f"{_embedder_prefix(modulation)}.linear_2.bias"
+        table = dit.embedder(0).class_embedder.embedding_table.weight.detach()
+        weights[name] = (weights[name].double() + table[dit.null_class].double()).float()
 
 
 def _new(config: TransformerConfig, seed: int) -> dict[str, Tensor]:
-    """Newly drawn caption projection, cross-attentions (silent) and shared MLP.
+    """Newly drawn caption projection, cross-attentions (silent) and, with adaln_single, shared MLP.
 
     Drawn by models of one block, a block at a time: memory stays small, and block i's draw does not
     depend on how many blocks there are.

@@ -8,9 +8,12 @@ from torch import Tensor
 
 from pixart_core.errors import UserError
 from pixart_core.models.config import TransformerConfig
+from pixart_core.sizes import SIZES
 
 # Heads of the published sizes (S, B, L, XL), by width; shapes alone do not tell them.
-KNOWN_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+KNOWN_HEADS = {
+    size.num_attention_heads * size.attention_head_dim: size.num_attention_heads for size in SIZES.values()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +50,8 @@ def infer_config(
     """
     try:
         width, in_channels, patch_size, _ = weights["pos_embed.proj.weight"].shape
-        text = "adaln_single.linear.weight" in weights
-        out = weights["proj_out.weight" if text else "proj_out_2.weight"].shape[0]
+        single = "adaln_single.linear.weight" in weights
+        out = weights["proj_out.weight" if single else "proj_out_2.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise UserError(f"{source}: not the weights of a PixArt or DiT ({error})") from error
     sample_size, scale = _positions(source, positions, hints)
@@ -69,9 +72,10 @@ def infer_config(
         "patch_size": patch_size,
         "sample_size": sample_size,
         "interpolation_scale": scale,
+        "modulation": "adaln_single" if single else "adaln",
     }
     try:
-        if text:
+        if "caption_projection.linear_1.weight" in weights:
             return TransformerConfig(
                 **fields,
                 caption_channels=weights["caption_projection.linear_1.weight"].shape[1],
@@ -95,8 +99,9 @@ def _positions(source: object, found: tuple[int, float] | None, hints: Hints) ->
 
 def _class_fields(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     table = "emb.class_embedder.embedding_table.weight"
-    if table in weights:
-        return {"num_embeds_ada_norm": len(weights[table]) - 1}
+    for shared in (table, f"adaln_single.{table}"):
+        if shared in weights:
+            return {"num_embeds_ada_norm": len(weights[shared]) - 1}
     # diffusers' DiT: one embedder a block, its frequency shift, and its own eps.
     return {
         "num_embeds_ada_norm": len(weights[f"transformer_blocks.0.norm1.{table}"]) - 1,

@@ -7,47 +7,19 @@ diffusers' `DiTTransformer2DModel`; the original shares one embedder (`embedders
 from typing import Any
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from pixart_core.models.config import TransformerConfig
-from pixart_core.models.embeddings import PatchEmbed, TimestepClassEmbedding
-from pixart_core.models.initialisation import initialise
-from pixart_core.models.layers import AdaLN, Attention, FeedForward, modulate, normalize, unpatchify
+from pixart_core.models.embeddings import TimestepClassEmbedding
+from pixart_core.models.transformer import LatentTransformer
 
 
-class DiTBlock(nn.Module):
-    """Self-attention and feed-forward, modulated by the block's own MLP (adaLN-Zero)."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.mlp_norm_eps = config.mlp_norm_eps
-        self.norm1 = AdaLN(config)
-        self.attn1 = Attention(config.width, config.num_attention_heads)
-        self.ff = FeedForward(config.width)
-
-    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (
-            self.norm1(condition)[:, None].to(x.dtype).chunk(6, dim=-1)
-        )  # each (b, 1, d)
-        x = x + gate_msa * self.attn1(modulate(normalize(x, 1e-6), shift_msa, scale_msa))
-        return x + gate_mlp * self.ff(modulate(normalize(x, self.mlp_norm_eps), shift_mlp, scale_mlp))
-
-
-class DiTTransformer(nn.Module):
+class DiTTransformer(LatentTransformer):
     """Predicts the noise (and its variance) of latents from a timestep and a class."""
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
         assert config.conditioning == "class", "DiTTransformer is conditioned on a class"
-        self.config = config
-        width = config.width
-        self.pos_embed = PatchEmbed(config)
-        if config.embedders == "shared":
-            self.emb = TimestepClassEmbedding(config.num_embeds_ada_norm, width, config.timestep_freq_shift)
-        self.transformer_blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
-        self.proj_out_1 = nn.Linear(width, 2 * width)
-        self.proj_out_2 = nn.Linear(width, config.patch_size**2 * config.out_channels)
-        initialise(self, width)
+        super().__init__(config)
 
     @property
     def null_class(self) -> int:
@@ -56,22 +28,30 @@ class DiTTransformer(nn.Module):
 
     def embedder(self, block: int) -> TimestepClassEmbedding:
         """The embedder of t + c that `block` uses; the final layer uses that of block 0."""
+        owner: Any = self
+        if self.config.embedders == "per_block":
+            owner = self.transformer_blocks[block].norm1
+        elif self.config.modulation == "adaln_single":
+            owner = self.adaln_single
+        return owner.emb
+
+    def conditions(
+        self, timesteps: Tensor, labels: Int[Tensor, " b"]
+    ) -> tuple[list[Tensor], Float[Tensor, "b d"]]:
+        """(what each block takes, the embedding that the final layer takes)."""
+        depth = self.config.num_layers
         if self.config.embedders == "shared":
-            return self.emb
-        owner: Any = self.transformer_blocks[block]
-        return owner.norm1.emb
+            condition, embedding = self.condition(timesteps, labels)
+            return [condition] * depth, embedding
+        own = [self.embedder(index)(timesteps, labels) for index in range(depth)]
+        return own, own[0]
 
     def forward(
         self, latents: Float[Tensor, "b c h w"], timesteps: Tensor, labels: Int[Tensor, " b"]
     ) -> Float[Tensor, "b out h w"]:
         """One denoising prediction; `timesteps` (b,) in 0..999, `labels` up to `null_class` included."""
-        rows, columns = (side // self.config.patch_size for side in latents.shape[-2:])
         x = self.pos_embed(latents)  # (b, n, d)
-        condition = first = self.embedder(0)(timesteps, labels)
-        for index, block in enumerate(self.transformer_blocks):
-            if self.config.embedders == "per_block" and index:
-                condition = self.embedder(index)(timesteps, labels)
-            x = block(x, condition)
-        shift, scale = self.proj_out_1(nn.functional.silu(first))[:, None].to(x.dtype).chunk(2, dim=-1)
-        x = self.proj_out_2(modulate(normalize(x, 1e-6), shift, scale))
-        return unpatchify(x, rows, columns, self.config.patch_size)
+        conditions, embedding = self.conditions(timesteps, labels)
+        for block, condition in zip(self.transformer_blocks, conditions, strict=True):
+            x = self.run(block, x, condition)
+        return self.final_layer(x, embedding, *latents.shape[-2:])

@@ -37,9 +37,9 @@ class EmbeddingMLP(nn.Module):
 class TimestepSizeEmbedding(nn.Module):
     """Timestep embedding; with micro-conditions, plus those of (height, width) and aspect ratio."""
 
-    def __init__(self, width: int, use_additional_conditions: bool) -> None:
+    def __init__(self, width: int, use_additional_conditions: bool, freq_shift: int = 0) -> None:
         super().__init__()
-        self.timestep_embedder = EmbeddingMLP(width)
+        self.timestep_embedder = EmbeddingMLP(width, freq_shift)
         self.use_additional_conditions = use_additional_conditions
         if use_additional_conditions:
             self.resolution_embedder = EmbeddingMLP(width // 3)
@@ -89,6 +89,14 @@ class TimestepClassEmbedding(nn.Module):
 
     def forward(self, timesteps: Tensor, labels: Int[Tensor, " b"]) -> Float[Tensor, "b width"]:
         return self.timestep_embedder(timesteps) + self.class_embedder(labels)
+
+
+def condition_embedding(config: TransformerConfig) -> TimestepSizeEmbedding | TimestepClassEmbedding:
+    """What modulates the blocks: timestep and picture size (text), or timestep and class."""
+    shift = config.timestep_freq_shift
+    if config.conditioning == "text":
+        return TimestepSizeEmbedding(config.width, config.use_additional_conditions, shift)
+    return TimestepClassEmbedding(config.num_embeds_ada_norm, config.width, shift)
 
 
 class CaptionProjection(nn.Module):
@@ -155,14 +163,20 @@ class PatchEmbed(nn.Module):
         batch, channels, height, width = latents.shape
         p = self.patch_size
         rows, columns = height // p, width // p
+        if channels != self.proj.in_channels or height % p or width % p:
+            raise ValueError(
+                f"latents of {channels} channels and {height}x{width}: this model takes "
+                f"{self.proj.in_channels} channels and sides that are multiples of {p}"
+            )
         # A strided convolution without overlap is a linear layer on flattened patches, and faster so.
-        patches = latents.view(batch, channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
+        patches = latents.reshape(batch, channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
         tokens = nn.functional.linear(
             patches.reshape(batch, rows * columns, channels * p * p),
             self.proj.weight.flatten(1),
             self.proj.bias,
         )
-        return tokens + self.positions(rows, columns, latents.device).to(tokens.dtype)
+        # Added in float32 and rounded once.
+        return (tokens + self.positions(rows, columns, latents.device)).to(tokens.dtype)
 
 
 def padding_bias(mask: Bool[Tensor, "b l"], dtype: torch.dtype) -> Float[Tensor, "b 1 1 l"]:

@@ -1,12 +1,9 @@
-"""Attention, feed-forward and modulation: the parts that PixArt and DiT share."""
+"""Attention, feed-forward, norm and patches: what a block and the final layer are made of."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from pixart_core.models.config import TransformerConfig
-from pixart_core.models.embeddings import TimestepClassEmbedding
 
 
 class Attention(nn.Module):
@@ -74,21 +71,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.net[2](self.net[0](x))
-
-
-class AdaLN(nn.Module):
-    """A block's own modulation MLP (DiT): SiLU and Linear from the condition to 6 vectors."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        if config.embedders == "per_block":
-            self.emb = TimestepClassEmbedding(
-                config.num_embeds_ada_norm, config.width, config.timestep_freq_shift
-            )
-        self.linear = nn.Linear(config.width, 6 * config.width)
-
-    def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b 6d"]:
-        return self.linear(F.silu(condition))
 
 
 def normalize(x: Float[Tensor, "b n d"], eps: float) -> Float[Tensor, "b n d"]:
