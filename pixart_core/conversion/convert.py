@@ -9,7 +9,7 @@ import torch
 from pixart_core.artifacts.card import card_for, made_by, read_card
 from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts
 from pixart_core.artifacts.publish import restore_replaced, staged_folder, write_json
-from pixart_core.artifacts.uncond import write_uncond
+from pixart_core.artifacts.uncond import missing_uncond, write_uncond
 from pixart_core.conversion.agreement import TIMESTEPS, format_table, measure_agreement, plot_agreement
 from pixart_core.conversion.detect import Hints, Loaded, load_any
 from pixart_core.conversion.encoder_folders import read_config, text_width
@@ -17,7 +17,10 @@ from pixart_core.conversion.export import write_official
 from pixart_core.conversion.from_dit import pixart_from_dit, with_definition
 from pixart_core.conversion.opened import OFFICIAL_CARD
 from pixart_core.conversion.pipeline import write_dit_folder, write_pipeline
+from pixart_core.conversion.resize import resize
 from pixart_core.errors import UserError
+from pixart_core.models.build import Transformer
+from pixart_core.models.config import TransformerConfig
 from pixart_core.models.dit import DiTTransformer
 from pixart_core.models.files import save_transformer
 from pixart_core.models.pixart import PixArtTransformer
@@ -44,7 +47,7 @@ def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[
     """
     refuse_foreign(step, output)
     hints = Hints(step.sample_size, step.interpolation_scale, step.num_attention_heads, step.weights)
-    loaded = load_any(str(step.source), hints)
+    loaded = _with_uncond(load_any(str(step.source), hints))
     _check_options(step, loaded)
     progress.say(f"{step.source}: {loaded.report.format}, {loaded.report.dtype}")
     with staged_folder(output) as folder:
@@ -61,9 +64,29 @@ def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[
         "output": str(output),
         "to": step.to,
         "format": loaded.report.format,
-        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "parameters": count_parameters(loaded.model),
         "notes": [],
     } | made
+
+
+def count_parameters(model: Transformer) -> int:
+    """Trainable numbers of `model`."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _with_uncond(loaded: Loaded) -> Loaded:
+    """`loaded`, its learned unconditional caption there if and only if the model was trained with it.
+
+    Raises:
+        UserError: it is lost.
+    """
+    if isinstance(loaded.model, DiTTransformer):
+        return loaded
+    if loaded.facts.uncond == "empty":  # an official file has a y_embedding, of zeros then
+        return loaded._replace(report=dataclasses.replace(loaded.report, y_embedding=None))
+    if loaded.report.y_embedding is None:
+        raise missing_uncond(loaded.report.source)
+    return loaded
 
 
 def refuse_foreign(step: ConvertStep, output: Path) -> None:
@@ -106,11 +129,10 @@ def _facts(step: ConvertStep, loaded: Loaded) -> ModelFacts:
     return dataclasses.replace(loaded.facts, vae=str(vae), text_encoder=str(text_encoder))
 
 
-def _card_details(facts: ModelFacts, loaded: Loaded) -> dict[str, Any]:
+def _card_details(facts: ModelFacts, loaded: Loaded, changed: dict[str, Any]) -> dict[str, Any]:
     report = loaded.report
-    return facts.to_details() | {
-        "converted_from": {"format": report.format, "dtype": report.dtype, "weights": report.used}
-    }
+    source = {"format": report.format, "dtype": report.dtype, "weights": report.used}
+    return facts.to_details() | {"converted_from": source} | ({"changed": changed} if changed else {})
 
 
 def _to_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -123,8 +145,10 @@ def _to_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Pr
         details["timestep_of_agreement"] = step.timestep
     elif loaded.report.y_embedding is not None:
         write_uncond(folder, loaded.report.y_embedding)
+    model, facts, changed, notes = resize(step, model, facts)
+    made["notes"] = made.get("notes", []) + notes
     save_transformer(model.config, model.state_dict(), folder / TRANSFORMER, DTYPES[step.dtype])
-    details |= _card_details(facts, loaded) | {"parameters": sum(p.numel() for p in model.parameters())}
+    details |= _card_details(facts, loaded, changed) | {"parameters": count_parameters(model)}
     card_for("checkpoint", step, details).write(folder)
     return made | {"parameters": details["parameters"]}
 
@@ -174,11 +198,11 @@ def _caption_channels(step: ConvertStep, facts: ModelFacts) -> int:
 
 
 def _to_diffusers(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    model, facts = loaded.model, _facts(step, loaded)
+    model, facts, changed, notes = resize(step, loaded.model, _facts(step, loaded))
     if isinstance(model, DiTTransformer):
         write_dit_folder(folder, model, DTYPES[step.dtype])
-        card_for("checkpoint", step, _card_details(facts, loaded)).write(folder)
-        return {"model": "DiT"}
+        card_for("checkpoint", step, _card_details(facts, loaded, changed)).write(folder)
+        return {"model": "DiT", "notes": notes}
     try:
         details = write_pipeline(
             folder,
@@ -195,16 +219,34 @@ def _to_diffusers(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, 
             raise
         named = ", ".join(f"{name}={getattr(facts, name)}" for name in silent)
         raise UserError(f"{error} ({named} is what the source names; give others if need be)") from error
-    card_for("pipeline", step, _card_details(facts, loaded) | details).write(folder)
-    return {"model": "PixArt", "size": details["size"]}
+    card_for("pipeline", step, _card_details(facts, loaded, changed) | details).write(folder)
+    notes += _what_diffusers_does_instead(model.config, facts)
+    parameters = count_parameters(model)
+    return {"model": "PixArt", "size": details["size"], "parameters": parameters, "notes": notes}
+
+
+def _what_diffusers_does_instead(config: TransformerConfig, facts: ModelFacts) -> list[str]:
+    notes = []
+    if facts.uncond == "learned":
+        notes.append(
+            "the model was trained with a learned unconditional caption: diffusers encodes the empty one "
+            "instead; `pixart sample` uses uncond.safetensors"
+        )
+    if config.use_additional_conditions and config.sample_size != 128:
+        notes.append(
+            "PixArtAlphaPipeline gives sizes to models of sample_size 128 only, so diffusers cannot run this "
+            f"one, with micro-conditions and sample_size {config.sample_size}; `pixart sample` can"
+        )
+    return notes
 
 
 def _to_official(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    model, notes = loaded.model, []
+    model, facts, changed, notes = resize(step, loaded.model, loaded.facts)
     if isinstance(model, DiTTransformer):
         model, reason = with_definition(model, step.dit_definition)
         notes += [reason] if reason else []
-    path, more = write_official(folder, model, loaded.facts, loaded.report.y_embedding, DTYPES[step.dtype])
-    card_for(OFFICIAL_CARD, step, _card_details(loaded.facts, loaded) | {"file": path.name}).write(folder)
+    path, more = write_official(folder, model, facts, loaded.report.y_embedding, DTYPES[step.dtype])
+    card_for(OFFICIAL_CARD, step, _card_details(facts, loaded, changed) | {"file": path.name}).write(folder)
     kind = "DiT" if isinstance(model, DiTTransformer) else "PixArt"
-    return {"model": kind, "file": path.name, "notes": notes + more}
+    parameters = count_parameters(model)
+    return {"model": kind, "file": path.name, "parameters": parameters, "notes": notes + more}
