@@ -58,7 +58,8 @@ def write_json(path: Path, value: Any) -> None:
 def staged_folder(path: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `path` when the block ends without an error.
 
-    An existing `path` is replaced only then. What a killed run left is cleared on the next try.
+    An existing `path` is replaced only then. After an error nothing is left (a full disk has its room back);
+    what a killed run left is cleared on the next try.
     """
     restore_replaced(path)
     staging = path.with_name(f".{path.name}.partial")
@@ -66,6 +67,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
         yield staging
+        _flush(staging)
         if path.exists():
             old = _replaced(path)
             path.rename(old)
@@ -75,6 +77,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
             staging.rename(path)
     except OSError as error:
         raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def restore_replaced(path: Path) -> None:
@@ -111,6 +115,14 @@ def check_writable(path: Path) -> None:
             return  # a failure, not a mistake; whoever writes says so
         reason = error.strerror or error
         raise UserError(f"cannot write to {path} ({folder}: {reason}); choose another output") from error
+
+
+def _flush(folder: Path) -> None:
+    """Put every file of `folder` on the disk: a power cut shall not leave an empty one under its name."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def _replaced(path: Path) -> Path:

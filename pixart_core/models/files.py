@@ -1,41 +1,64 @@
 """Read and write a `transformer/` folder in diffusers' layout: config.json and safetensors."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pixart_core.artifacts.publish import staged_file, write_json
-from pixart_core.errors import PixartError, UserError
+from pixart_core.artifacts.publish import write_json
+from pixart_core.artifacts.tensor_file import write_tensors
+from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer, build_transformer
 from pixart_core.models.config import TransformerConfig
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+MAX_SHARD_SIZE = "10GB"
+_SHARD_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 
 
 def save_transformer(
-    config: TransformerConfig, weights: dict[str, Tensor], folder: Path, dtype: torch.dtype = torch.float32
+    config: TransformerConfig,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> None:
     """Write config and weights; the weights first, so that a folder with a config is complete.
 
+    Args:
+        max_shard_size: bytes, or as "500MB"; more becomes several files and an index, with the names that
+            `from_pretrained` looks for. Files of an earlier save that are not part of this one go.
+
     Raises:
         PixartError: the disk is full or the folder cannot be written.
+        UserError: a weight is too large for `dtype`.
     """
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
-    with staged_file(folder / WEIGHTS) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode
-        try:
-            save_file(tensors, partial, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, in its own words
-            raise PixartError(f"cannot write {folder / WEIGHTS}: {error}") from error
-        partial.chmod(mode)  # some versions of safetensors let nobody else read
+    # Without data: sizes are those of the written type, whatever memory the weights share now.
+    planned = {name: torch.empty(t.shape, dtype=dtype, device="meta") for name, t in weights.items()}
+    plan = split_torch_state_dict_into_shards(
+        planned, filename_pattern=_SHARD_PATTERN, max_shard_size=max_shard_size
+    )
+    if plan.is_sharded:
+        # Old shards may have the new ones' names: without an index nobody takes a mixture for whole.
+        (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    for file, names in plan.filename_to_tensors.items():
+        write_tensors(folder / file, {name: weights[name] for name in names}, dtype)
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / WEIGHTS_INDEX, index)
+    else:
+        (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    for old in (folder / WEIGHTS, *folder.glob(_SHARD_PATTERN.format(suffix="-?????-of-?????"))):
+        if old.name not in plan.filename_to_tensors:
+            old.unlink(missing_ok=True)
     write_json(folder / CONFIG, config.to_diffusers())
 
 
