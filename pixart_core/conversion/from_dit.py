@@ -91,7 +91,7 @@ def keeps_modulation(dit: DiTTransformer, modulation: Modulation) -> bool:
                 "leave modulation out"
             )
         return False
-    if not _embedders_are_copies(dit):
+    if dit.config.embedders == "per_block" and not _embedders_are_copies(dit):
         raise UserError(
             "modulation=adaln needs one timestep embedder for all blocks; this DiT (trained in diffusers' "
             "class) has several; modulation=adaln_single is exact at one timestep"

@@ -1,16 +1,17 @@
 """Options of `pixart train`: the model, its start, the optimiser, the run."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
+from pixart_core.sizes import SIZES, SizeName
 
 
 class ModelOptions(Strict):
     """A transformer to initialise; names as in diffusers. XL/2 is the default."""
 
-    size: Literal["S", "B", "L", "XL"] | None = Field(
+    size: SizeName | None = Field(
         None, description="Named size of DiT: sets num_layers, num_attention_heads, attention_head_dim."
     )
     conditioning: Literal["text", "class"] = "text"
@@ -29,6 +30,22 @@ class ModelOptions(Strict):
         False, description="Resolution and aspect-ratio embeddings (MS variant)."
     )
     learned_variance: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size_sets_the_shape(cls, data: Any) -> Any:
+        size = data.get("size") if isinstance(data, dict) else None
+        shape = SIZES.get(size) if isinstance(size, str) else None
+        return data if shape is None else shape._asdict() | data
+
+    @model_validator(mode="after")
+    def _shape_is_that_of_its_size(self) -> Self:
+        for field, value in SIZES[self.size]._asdict().items() if self.size else ():
+            if getattr(self, field) != value:
+                raise ValueError(
+                    f"size {self.size} has {field} {value}, not {getattr(self, field)}: leave one of both out"
+                )
+        return self
 
 
 class Positions(Strict):

@@ -70,6 +70,7 @@ def run_training(
         f"{epoch.carried_out} samples carried into the next"
     )
     model.to(accelerator.device).train()
+    model.gradient_checkpointing = step.gradient_checkpointing
     optimizers = build_optimizers(step, model)
     ema = Ema(model, step.ema_decay)
     counters, problems = load_newest(output / STATES, model, ema, optimizers)

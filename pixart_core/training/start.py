@@ -128,6 +128,7 @@ def config_for(options: ModelOptions, store: FeatureStore) -> TransformerConfig:
             sample_size=options.sample_size,
             interpolation_scale=options.interpolation_scale,
             conditioning=options.conditioning,
+            modulation=options.modulation,
             caption_channels=store.caption_channels,
             use_additional_conditions=options.use_additional_conditions,
             num_embeds_ada_norm=max(1, len(store.label_names)),
