@@ -94,9 +94,10 @@ def test_what_an_earlier_save_left_is_gone(tmp_path: Path, weights: dict[str, to
     many = files()
     save_transformer(CONFIG, weights, tmp_path)
     assert files() == {WEIGHTS, "config.json"}
-    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()  # not of a save of ours
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()  # somebody's variant stays
     save_transformer(CONFIG, weights, tmp_path, max_shard_size=40_000)
     assert WEIGHTS not in files()
+    assert "diffusion_pytorch_model.fp16.safetensors" in files()
     assert len(files()) < len(many)
     loaded = load_weights(tmp_path)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
@@ -114,16 +115,18 @@ def test_a_missing_or_cut_shard_is_named(tmp_path: Path, weights: dict[str, torc
         load_transformer(tmp_path)
 
 
+def save_staged(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    with staged_folder(folder) as staging:
+        (staging / "first").write_text("written before the disk was full")
+        save_transformer(CONFIG, weights, staging)
+
+
 def test_a_full_disk_leaves_nothing_of_a_folder(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
-        with (
-            pytest.raises(PixartError, match=r"cannot write .*File too large"),
-            staged_folder(tmp_path / "x"),
-        ):
-            (tmp_path / ".x.partial/first").write_text("written before the disk was full")
-            save_transformer(CONFIG, weights, tmp_path / ".x.partial")
+        with pytest.raises(PixartError, match=r"cannot write .*File too large"):
+            save_staged(tmp_path / "x", weights)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert list(tmp_path.iterdir()) == []
