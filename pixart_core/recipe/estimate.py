@@ -48,15 +48,20 @@ def count_images(data: str) -> int | None:
 
 
 def parameters(model: ModelOptions, *, latent_channels: int = 4, caption_channels: int = T5_XXL_WIDTH) -> int:
-    """Trainable parameters of a text-conditioned PixArt (XL/2: 610,856,096; with sizes 611,349,152)."""
+    """Trainable parameters of a text-conditioned PixArt (XL/2: 610,856,096; with sizes 611,349,152).
+
+    With adaln a block's table of 6 vectors becomes an MLP to 6 vectors, and so in the final layer.
+    """
     width, patch = model.num_attention_heads * model.attention_head_dim, model.patch_size**2
     channels_out = latent_channels * (2 if model.learned_variance else 1)
-    block = 16 * width**2 + 19 * width
+    own, shared = (width + 1) * width, 0
+    if model.modulation != "adaln":
+        own, shared = width, 6 * (width + 1) * width
+    block = 16 * width**2 + 13 * width + 6 * own
     timestep = (256 + 1) * width + (width + 1) * width
-    shared = 6 * (width + 1) * width
     caption = (caption_channels + 1) * width + (width + 1) * width
     patches = (latent_channels * patch + 1) * width
-    final = 2 * width + patch * channels_out * (width + 1)
+    final = 2 * own + patch * channels_out * (width + 1)
     sizes = 0
     if model.use_additional_conditions:
         third = width // 3
@@ -113,6 +118,8 @@ def _model_of(init: str) -> ModelOptions | None:
 
 def _conditioning(config: Mapping[str, Any]) -> str:
     """What a transformer is conditioned on, by its diffusers class; older folders tell a DiT by its norm."""
+    if config.get("conditioning"):  # combinations that diffusers has no class for say it themselves
+        return str(config["conditioning"])
     name, norm = config.get("_class_name"), config.get("norm_type")
     older_dit = name == "Transformer2DModel" and norm == "ada_norm_zero"
     return "class" if name == "DiTTransformer2DModel" or older_dit else "text"
