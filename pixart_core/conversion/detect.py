@@ -19,6 +19,9 @@ from pixart_core.models.config import TransformerConfig
 from pixart_core.models.files import check_weights
 
 NO_HINTS = Hints()
+HOW_TO_CHANGE = "to change it, leave {} out and give resolution=256|512|1024 or positions.sample_size=N"
+# A position scale that is no multiple of 1/16 was measured from the table, not read.
+POSITIONS_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,39 +126,65 @@ def _understand(opened: Opened, hints: Hints) -> _Understood:
         return _understand_diffusers(opened, hints)
     kind: Kind = "pixart" if opened.format == "official PixArt" else "dit"
     renamed = from_original(kind, opened.weights, opened.path)
-    notes = []
-    positions = None
-    if renamed.pos_embed is not None and hints.sample_size is None:
-        patch_size = renamed.weights["pos_embed.proj.weight"].shape[-1]
-        positions = read_positions(renamed.pos_embed, patch_size, opened.path)
-        notes.append(f"sample_size {positions[0]} and position scale {positions[1]:g} are those of pos_embed")
-    elif renamed.pos_embed is not None:
-        notes.append("the file's pos_embed is replaced by the one of the sample_size given")
+    positions, notes = _stored_positions(renamed.pos_embed, renamed.weights, opened, hints)
     if opened.has_ema:
         notes.append(f"the file has EMA and plain weights; the {opened.used} weights are used")
-    if opened.config is not None:
-        config = _config(opened, hints)
-        if positions is not None and not _same_positions(positions, config):
-            raise UserError(
-                f"{opened.path}: pos_embed is for sample_size {positions[0]} and position scale "
-                f"{positions[1]:g}, the config for {config.sample_size} and {config.interpolation_scale:g}"
-            )
-    else:
-        config = infer_config(renamed.weights, opened.path, positions=positions, hints=hints)
+    config = _checked_config(renamed.weights, positions, opened, hints)
     return _Understood(config, renamed.weights, renamed.y_embedding, notes)
 
 
 def _understand_diffusers(opened: Opened, hints: Hints) -> _Understood:
-    weights, positions = dict(opened.weights), None
-    stored = weights.pop("pos_embed.pos_embed", None)
-    if opened.config is not None:
-        config = _config(opened, hints)
-    else:
-        if stored is not None:
-            patch_size = weights["pos_embed.proj.weight"].shape[-1]
-            positions = read_positions(stored, patch_size, opened.path)
-        config = infer_config(weights, opened.path, positions=positions, hints=hints)
-    return _Understood(config, weights, opened.y_embedding, [])
+    weights = dict(opened.weights)
+    positions, notes = _stored_positions(weights.pop("pos_embed.pos_embed", None), weights, opened, hints)
+    config = _checked_config(weights, positions, opened, hints)
+    return _Understood(config, weights, opened.y_embedding, notes)
+
+
+def _stored_positions(
+    table: Tensor | None, weights: Mapping[str, Tensor], opened: Opened, hints: Hints
+) -> tuple[tuple[int, float] | None, list[str]]:
+    """((sample_size, interpolation_scale) of a stored position table, notes); None where it tells neither.
+
+    Raises:
+        UserError: `hints` say something else than the table, or the table is no grid's and they say nothing.
+    """
+    projection = weights.get("pos_embed.proj.weight")
+    if table is None or projection is None:
+        return None, []
+    try:
+        positions = read_positions(table, projection.shape[-1], opened.path)
+    except UserError:
+        if hints.sample_size is None:
+            raise
+        size = hints.sample_size
+        return None, [
+            f"the file's pos_embed is no grid's; that of the sample_size given, {size}, replaces it"
+        ]
+    for name, stored in zip(("sample_size", "interpolation_scale"), positions, strict=True):
+        given = getattr(hints, name)
+        if given is not None and abs(given - stored) > POSITIONS_TOLERANCE * stored:
+            raise UserError(
+                f"{opened.path}: pos_embed is for sample_size {positions[0]} and position scale "
+                f"{positions[1]:g}, not {name} {given:g}; {HOW_TO_CHANGE.format(name)}"
+            )
+    return positions, [
+        f"sample_size {positions[0]} and position scale {positions[1]:g} are those of pos_embed"
+    ]
+
+
+def _checked_config(
+    weights: Mapping[str, Tensor], positions: tuple[int, float] | None, opened: Opened, hints: Hints
+) -> TransformerConfig:
+    """The config that the source states, if it agrees with its position table; else what the shapes tell."""
+    if opened.config is None:
+        return infer_config(weights, opened.path, positions=positions, hints=hints)
+    config = _config(opened, hints)
+    if positions is not None and not _same_positions(positions, config):
+        raise UserError(
+            f"{opened.path}: pos_embed is for sample_size {positions[0]} and position scale "
+            f"{positions[1]:g}, the config for {config.sample_size} and {config.interpolation_scale:g}"
+        )
+    return config
 
 
 def _config(opened: Opened, hints: Hints) -> TransformerConfig:
@@ -167,16 +196,13 @@ def _config(opened: Opened, hints: Hints) -> TransformerConfig:
     for name in ("sample_size", "interpolation_scale", "num_attention_heads"):
         given, stored = getattr(hints, name), getattr(config, name)
         if given is not None and given != stored:
-            raise UserError(
-                f"{opened.path} says {name} {stored}, not {given}; "
-                "a change of resolution is `positions` of `pixart train`"
-            )
+            how = "leave it out" if name == "num_attention_heads" else HOW_TO_CHANGE.format(name)
+            raise UserError(f"{opened.path} says {name} {stored}, not {given}; {how}")
     return config
 
 
 def _same_positions(positions: tuple[int, float], config: TransformerConfig) -> bool:
-    # A scale that is no multiple of 1/16 was measured, not read.
-    near = abs(positions[1] - config.interpolation_scale) <= 1e-3 * config.interpolation_scale
+    near = abs(positions[1] - config.interpolation_scale) <= POSITIONS_TOLERANCE * config.interpolation_scale
     return positions[0] == config.sample_size and near
 
 
@@ -208,6 +234,8 @@ def _model_facts(config: TransformerConfig, facts: ModelFacts) -> dict[str, Any]
         "sample_size": config.sample_size,
         "interpolation_scale": config.interpolation_scale,
         "resolution_with_8x_vae": 8 * config.sample_size,
+        "trained_sizes": [list(size) for size in facts.trained_sizes],
+        "trained_positions": facts.trained_positions and list(facts.trained_positions),
         "timestep_freq_shift": config.timestep_freq_shift,
         "embedders": config.embedders if not text else "shared",
         "prediction_type": facts.prediction_type,
