@@ -31,7 +31,9 @@ T5_XXL_WIDTH = 4096
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ERRORS_FILE, ERRORS_PLOT = "reparameterisation.json", "reparameterisation.png"
 # Options that only the step from DiT to PixArt reads.
-DIT_ONLY = ("timestep", "class_condition", "shared_mlp")
+DIT_ONLY = ("timestep", "class_condition", "shared_mlp", "modulation")
+# Those that mean nothing where the modulation stays as it is: the models agree at every timestep then.
+SOLVED_ONLY = ("timestep", "shared_mlp")
 
 
 def run_conversion(step: ConvertStep, output: Path, progress: Progress) -> dict[str, Any]:
@@ -115,12 +117,27 @@ def _check_options(step: ConvertStep, loaded: Loaded) -> None:
             f"{', '.join(unused)}: only for a DiT that becomes a PixArt; {step.source} is "
             f"{loaded.report.format} and goes to {step.to}"
         )
+    _check_modulation(step, loaded.model.config, unused)
     if not isinstance(loaded.model, DiTTransformer):
         width, given = loaded.model.config.caption_channels, step.caption_channels
         if given not in (width, None):
             raise UserError(f"{step.source} has caption_channels {width}, not {given}")
     if step.to == "official" and (step.vae or step.text_encoder):
         raise UserError("vae and text_encoder: an official file holds neither; leave them out")
+
+
+def _check_modulation(step: ConvertStep, config: TransformerConfig, given: list[str]) -> None:
+    if step.to != "pixart" and config.diffusers_class is None:
+        raise UserError(
+            f"{step.source} has conditioning {config.conditioning} and modulation {config.modulation}; "
+            "neither diffusers nor the original code has such a model: use to=pixart"
+        )
+    unused = [name for name in given if name in SOLVED_ONLY]
+    if unused and config.modulation == step.modulation:
+        raise UserError(
+            f"{', '.join(unused)}: not with modulation={step.modulation}, which {step.source} has too: "
+            "the result equals it at every timestep"
+        )
 
 
 def _facts(step: ConvertStep, loaded: Loaded) -> ModelFacts:
@@ -142,7 +159,8 @@ def _to_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Pr
     if isinstance(model, DiTTransformer):
         facts = dataclasses.replace(facts, label_names=(), uncond="empty")
         model, made = _reparameterise(step, model, facts, folder, progress)
-        details["timestep_of_agreement"] = step.timestep
+        exact = loaded.model.config.modulation == step.modulation
+        details["timestep_of_agreement"] = "all" if exact else step.timestep
     elif loaded.report.y_embedding is not None:
         write_uncond(folder, loaded.report.y_embedding)
     model, facts, changed, notes = resize(step, model, facts)
@@ -160,6 +178,7 @@ def _reparameterise(
     pixart = pixart_from_dit(
         dit,
         caption_channels=_caption_channels(step, facts),
+        modulation=step.modulation,
         timestep=step.timestep,
         class_condition=step.class_condition,
         shared_mlp=step.shared_mlp,
@@ -175,7 +194,8 @@ def _reparameterise(
     )
     progress.say("relative error against the DiT\n" + format_table(rows))
     write_json(folder / ERRORS_FILE, rows)
-    plot_agreement(rows, folder / ERRORS_PLOT, step.timestep)
+    exact = dit.config.modulation == step.modulation
+    plot_agreement(rows, folder / ERRORS_PLOT, None if exact else step.timestep)
     return pixart, {"model": "PixArt", "reparameterisation": rows, "notes": [reason] if reason else []}
 
 
