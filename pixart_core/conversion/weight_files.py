@@ -17,9 +17,23 @@ from pixart_core.errors import UserError
 
 # Where a container keeps its weights: (EMA, plain). Official PixArt first, then DiT's training script.
 CONTAINER_KEYS = (("state_dict_ema", "state_dict"), ("ema", "model"))
-# What data-parallel, compiled and distilled models put in front of every name.
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# What data-parallel, compiled and distilled models (and ComfyUI) put in front of every name.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "diffusion_model.")
+# How other files begin that a path may name by mistake, and what they are.
+OTHER_FILES = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the weights; run `git lfs pull` for them"),
+    (b"<!doctype", "a web page, not the weights; download the file again"),
+    (b"<html", "a web page, not the weights; download the file again"),
+    (b"{", "a text file (JSON), not the weights; give the folder that it lies in"),
+    (b"[", "a text file (JSON), not the weights"),
+    (b"\x89png", "a picture, not weights"),
+    (b"\xff\xd8\xff", "a picture, not weights"),
+    (b"gif8", "a picture, not weights"),
+    (b"gguf", "a GGUF file (quantised weights); give the original .safetensors or .pth"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"\x93numpy", "a NumPy array; expected named weights"),
+)
+EXPECTED_FILE = "expected a .pt, .pth or .safetensors file (or a folder with transformer/ or config.json)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +70,9 @@ def read_weight_file(path: Path) -> WeightFile:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     start = _first_bytes(path)
-    if path.suffix == ".safetensors":
-        return WeightFile(path, ema=None, plain=_unwrapped(_read_safetensors(path, start)))
+    # By content, not by name: a safetensors file is a length, then a JSON object.
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return WeightFile(path, ema=None, plain=_unwrapped(_read_safetensors(path)))
     content = _read_pickle(path, start)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of tensors")
@@ -103,15 +118,14 @@ def _first_bytes(path: Path) -> bytes:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not start:
-        raise UserError(f"{path} is empty; expected a weight file")
-    if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` for them")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise UserError(f"{path} is a web page, not the weights; download the file again")
+        raise UserError(f"{path} is empty; {EXPECTED_FILE}")
+    for beginning, what in OTHER_FILES:
+        if start.lstrip().lower().startswith(beginning):
+            raise UserError(f"{path} is {what}")
     return start
 
 
-def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -123,28 +137,32 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path, start: bytes) -> Any:
-    zipped, legacy = start.startswith(b"PK"), start.startswith(b"\x80")
+    zipped, legacy = start.startswith(b"PK\x03\x04"), start.startswith(b"\x80")
     if not (zipped or legacy):
-        raise UserError(
-            f"{path} is no PyTorch file; expected a .pt, .pth or .safetensors file "
-            "(or a folder with transformer/ or config.json)"
-        )
+        raise UserError(f"{path} is no PyTorch file; {EXPECTED_FILE}")
     try:
         # argparse.Namespace is the `args` of DiT's training script: a bag of attributes, harmless.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickle protocols before it refuses
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        if re.search(r"GLOBAL|Unsupported|not allowed|Can only", str(error)) is None:
-            raise _damaged(path, error) from error
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({named[1]})" if named else ""
-        raise UserError(
-            f"{path} holds Python objects other than tensors{what} and was not loaded, because loading "
-            "it could run code; save its weights as safetensors or as a plain dict of tensors first"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a pickle cut anywhere makes its reader stumble in any way
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript archive (a program), not named weights") from error
+        if isinstance(error, pickle.UnpicklingError) and _UNSAFE.search(str(error)):
+            raise _unsafe(path, error) from error
         raise _damaged(path, error) from error
+
+
+_UNSAFE = re.compile("GLOBAL|Unsupported|not allowed|Can only")
+
+
+def _unsafe(path: Path, error: Exception) -> UserError:
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    what = f" ({named[1]})" if named else ""
+    return UserError(
+        f"{path} holds Python objects other than tensors{what} and was not loaded, because loading "
+        "it could run code; save its weights as safetensors or as a plain dict of tensors first"
+    )
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
