@@ -27,6 +27,7 @@ class SampleRecord:
         seed: the image's own seed, from which its noise derives alone.
         height, width: pixels.
         meta: ground truth of the prompt, where its source has one.
+        untrained_size: whether the size is far from those that the model was trained on (`any_size`).
     """
 
     id: str
@@ -36,6 +37,7 @@ class SampleRecord:
     height: int
     width: int
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    untrained_size: bool = False
 
 
 def image_file(number: int) -> str:

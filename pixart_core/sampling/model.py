@@ -10,12 +10,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts, read_facts
-from pixart_core.artifacts.uncond import UNCOND, read_uncond
+from pixart_core.artifacts.uncond import missing_uncond, read_uncond
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
 from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.sampling.sizes import (
+    Size,
+    default_size,
+    how_far,
+    how_to_train,
+    name_sizes,
+    positions_changed,
+    trained_sizes,
+)
 
 PIPELINE = "model_index.json"
 # Pixels that the VAE decodes in one call: it needs some gigabytes for a picture of 1024 x 1024.
@@ -27,9 +36,11 @@ class SamplingModel:
     """A text-to-image model, ready to sample.
 
     Attributes:
+        source: where it was loaded from.
         learned_uncond: tokens of the learned unconditional caption; None: the empty caption is encoded.
     """
 
+    source: str
     transformer: PixArtTransformer
     vae: Any
     text_encoder: TextEncoder
@@ -43,10 +54,14 @@ class SamplingModel:
         return vae_downsampling(self.vae)
 
     @property
-    def default_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the position embedding is scaled for."""
-        side = self.transformer.config.sample_size * self.pixels_per_latent
-        return side, side
+    def trained_sizes(self) -> tuple[Size, ...]:
+        """(height, width) in pixels that the model was trained on."""
+        return trained_sizes(self.facts, self.transformer.config, self.pixels_per_latent)
+
+    @property
+    def default_size(self) -> Size:
+        """(height, width) in pixels of a picture for which none is asked."""
+        return default_size(self.transformer.config, self.pixels_per_latent, self.trained_sizes)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises:
@@ -54,6 +69,26 @@ class SamplingModel:
         step = self.pixels_per_latent * self.transformer.config.patch_size
         if height % step or width % step:
             raise UserError(f"{height}x{width}: height and width must be multiples of {step} for this model")
+
+    def why_untrained(self, height: int, width: int) -> str | None:
+        """Why the model was not trained for that size, with what can be done; None if it was, or nearly."""
+        config, trained = self.transformer.config, name_sizes(self.trained_sizes)
+        if positions_changed(self.facts, config):
+            assert self.facts.trained_positions is not None
+            sample_size, scale = self.facts.trained_positions
+            return (
+                f"{self.source} was trained at {trained} with positions for sample_size {sample_size}, scale "
+                f"{scale:g}, and has since been given those for {config.sample_size}, "
+                f"{config.interpolation_scale:g}, which need training first"
+            )
+        far = how_far((height, width), self.trained_sizes)
+        if far is None:
+            return None
+        training = how_to_train((height, width), far, self.source, config, self.pixels_per_latent)
+        return (
+            f"{self.source} was trained at {trained}; {height}x{width} {far.words}: ask for one near, or "
+            f"{training}"
+        )
 
     def encode(
         self, prompts: list[str], negative_prompt: str
@@ -101,11 +136,9 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> Samplin
         )
     learned = read_uncond(folder) if facts.uncond == "learned" else None
     if facts.uncond == "learned" and learned is None:
-        raise UserError(
-            f"{folder / UNCOND} is missing: the model was trained with a learned unconditional caption; "
-            "copy the file from where the checkpoint came from, or convert or train it again"
-        )
+        raise missing_uncond(source)
     return SamplingModel(
+        source=source,
         transformer=transformer.eval().requires_grad_(False).to(device, dtype),
         vae=load_vae(facts.vae, device),
         text_encoder=load_text_encoder(facts.text_encoder, device, dtype),

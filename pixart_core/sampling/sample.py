@@ -1,5 +1,6 @@
 """`pixart sample`: prompts in, a sample set out; a killed run continues."""
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -34,10 +35,16 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     device = choose_device(step.device)
     model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
     records = read_requests(step, model.default_size)
-    for height, width in {(record.height, record.width) for record in records}:
-        model.check_size(height, width)
-    card = card_for("samples", step, {"model": model.facts.to_details()["model"], "count": len(records)})
+    untrained = _untrained_sizes(model, step, records)
+    records = [
+        dataclasses.replace(record, untrained_size=(record.height, record.width) in untrained)
+        for record in records
+    ]
+    details = model.facts.to_details() | {"count": len(records), "untrained_sizes": sorted(untrained)}
+    card = card_for("samples", step, details)
     _start(output, card)
+    for reason in sorted(set(untrained.values())):
+        progress.say(f"{reason}; drawn all the same (any_size)")
 
     todo = [record for record in records if not (output / record.file).is_file()]
     if len(todo) < len(records):
@@ -62,6 +69,25 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     write_sheet(output, records)
     finish_samples(output, records, card)
     return {"output": str(output), "images": len(records)}
+
+
+def _untrained_sizes(
+    model: SamplingModel, step: SampleStep, records: list[SampleRecord]
+) -> dict[tuple[int, int], str]:
+    """Sizes far from those that the model was trained on, and why.
+
+    Raises:
+        UserError: there are such without `step.any_size`, or sizes that do not divide into patches.
+    """
+    untrained = {}
+    for height, width in sorted({(record.height, record.width) for record in records}):
+        model.check_size(height, width)
+        reason = model.why_untrained(height, width)
+        if reason is not None:
+            if not step.any_size:
+                raise UserError(f"{reason}; or give any_size=true")
+            untrained[height, width] = reason
+    return untrained
 
 
 def _batches(records: list[SampleRecord], size: int) -> Iterator[list[SampleRecord]]:
