@@ -24,8 +24,7 @@ class HubRows:
 
     def __init__(self, source: str, rows: datasets.Dataset) -> None:
         self.source = source
-        local = source.startswith(f"{PREFIX}/")
-        self.name = PREFIX + "/".join(source.split("/")[-2:]) if local else source
+        self.name = stable_name(source)
         features = rows.features
         images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
         if not images:
@@ -47,23 +46,7 @@ class HubRows:
         Raises:
             UserError: it cannot be found, reached or read, or has no such split.
         """
-        name, split = _split_source(source.removeprefix(PREFIX))
-        try:
-            found = _load(name)
-        except Exception as error:
-            # `datasets` raises a dozen kinds here, network errors with long tails among them.
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"{source}: no data set that can be read on the hub or in a folder of that name ({reason})"
-            ) from error
-        if isinstance(found, datasets.Dataset):
-            found = datasets.DatasetDict({split or "train": found})
-        if split is None:
-            split = "train" if "train" in found else next(iter(found)) if len(found) == 1 else None
-        if split is None or split not in found:
-            raise UserError(f"{source}: choose one of its splits: {', '.join(found)}, as hf:ID/split")
-        place = Path(name).resolve().as_posix() if Path(name).is_dir() else name
-        return cls(f"{PREFIX}{place}/{split}", found[split])
+        return cls(*open_split(source))
 
     def image_bytes(self, row: int) -> bytes:
         """The encoded image of a row; b"" if the row has none.
@@ -101,6 +84,36 @@ class HubRows:
         return (None if caption is None else str(caption).strip() or None), {
             name: value for name, value in values.items() if _is_plain(value)
         }
+
+
+def open_split(source: str) -> tuple[str, datasets.Dataset]:
+    """(`hf:ID/split`, its rows) of `hf:ID[/split]`, which need not hold images.
+
+    Raises:
+        UserError: as `HubRows.open`.
+    """
+    name, split = _split_source(source.removeprefix(PREFIX))
+    try:
+        found = _load(name)
+    except Exception as error:
+        # `datasets` raises a dozen kinds here, network errors with long tails among them.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{source}: no data set that can be read on the hub or in a folder of that name ({reason})"
+        ) from error
+    if isinstance(found, datasets.Dataset):
+        found = datasets.DatasetDict({split or "train": found})
+    if split is None:
+        split = "train" if "train" in found else next(iter(found)) if len(found) == 1 else None
+    if split is None or split not in found:
+        raise UserError(f"{source}: choose one of its splits: {', '.join(found)}, as hf:ID/split")
+    place = Path(name).resolve().as_posix() if Path(name).is_dir() else name
+    return f"{PREFIX}{place}/{split}", found[split]
+
+
+def stable_name(source: str) -> str:
+    """`hf:ID/split` without the place of a local folder: moving the data does not change it."""
+    return PREFIX + "/".join(source.split("/")[-2:]) if source.startswith(f"{PREFIX}/") else source
 
 
 def _split_source(text: str) -> tuple[str, str | None]:
