@@ -2,154 +2,211 @@
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, PixArtTransformer2DModel
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
+from random_models import (
+    COMBINATIONS,
+    DIFFUSERS_DIT,
+    assert_close,
+    conditions,
+    diffusers_twin,
+    gradients,
+    random_model,
+    run_diffusers,
+)
 
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import sinusoid
+from pixart_core.recipe.estimate import parameters
+from pixart_core.recipe.training import ModelOptions
 
-TOLERANCE = {"rtol": 0.0, "atol": 5e-6}
-
-
-def randomise(model: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+TIMESTEPS = torch.tensor([0, 500, 999])
 
 
-def pixart_pair(**changes):
-    config = TransformerConfig(
-        **{
-            "num_attention_heads": 4,
-            "attention_head_dim": 12,
-            "num_layers": 3,
-            "sample_size": 16,
-            "caption_channels": 20,
-        }
-        | changes
-    )
-    ours = build_transformer(config).eval()
-    randomise(ours)
-    theirs = PixArtTransformer2DModel.from_config(config.to_diffusers()).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    return ours, theirs
+def assert_parity(ours, theirs, latents, given) -> None:
+    a, b = ours(latents, TIMESTEPS, **given), run_diffusers(theirs, latents, TIMESTEPS, given)
+    assert_close(a, b)
+    expected = gradients(theirs, b)
+    for name, gradient in gradients(ours, a).items():
+        assert_close(gradient, expected[name], name)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (24, 12), (8, 20)])
 @pytest.mark.parametrize(
-    "changes", [{}, {"interpolation_scale": 2.0}, {"in_channels": 3, "out_channels": 3, "patch_size": 4}]
+    "changes",
+    [
+        {},
+        {"interpolation_scale": 2.0},
+        {"in_channels": 3, "out_channels": 3, "patch_size": 4},
+        {"in_channels": 16, "out_channels": 32, "caption_channels": 33},
+        {"use_additional_conditions": True},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
 )
 def test_pixart_equals_diffusers_forward_and_backward(size, changes) -> None:
-    ours, theirs = pixart_pair(**changes)
+    ours = random_model(**changes)
     latents = torch.randn(3, ours.config.in_channels, *size)
-    text, mask = torch.randn(3, 7, 20), torch.arange(7) < torch.tensor([[7], [1], [4]])
-    timesteps = torch.tensor([0, 500, 999])
-
-    a = ours(latents, timesteps, text, mask)
-    b = theirs(latents, text, timesteps, encoder_attention_mask=mask, added_cond_kwargs=None).sample
-
-    torch.testing.assert_close(a, b, **TOLERANCE)
-    a.square().mean().backward()
-    b.square().mean().backward()
-    gradients = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, gradients[name].grad, **TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    assert_parity(ours, diffusers_twin(ours), latents, conditions(ours.config))
 
 
-def test_micro_conditions_equal_diffusers() -> None:
-    ours, theirs = pixart_pair(use_additional_conditions=True)
-    latents, text = torch.randn(2, 4, 16, 24), torch.randn(2, 5, 20)
-    resolution, ratio = torch.tensor([[512.0, 768.0], [300.0, 400.0]]), torch.tensor([[0.67], [0.75]])
-    timesteps = torch.tensor([3, 998])
-    a = ours(latents, timesteps, text, resolution=resolution, aspect_ratio=ratio)
-    b = theirs(latents, text, timesteps, {"resolution": resolution, "aspect_ratio": ratio}).sample
-    torch.testing.assert_close(a, b, **TOLERANCE)
-    with pytest.raises(ValueError, match="micro-conditions"):
-        ours(latents, timesteps, text)
+def test_pixart_equals_diffusers_where_torch_s_fused_attention_runs() -> None:
+    ours = random_model(num_layers=1)
+    latents = torch.randn(3, 4, 36, 32)  # 288 tokens: more than 256 x 256 scores
+    assert_parity(ours, diffusers_twin(ours), latents, conditions(ours.config))
 
 
-def test_dit_equals_diffusers_forward_and_backward() -> None:
-    config = TransformerConfig(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=3,
-        sample_size=8,
-        conditioning="class",
-        num_embeds_ada_norm=5,
-        timestep_freq_shift=1,
-        embedders="per_block",
-        mlp_norm_eps=1e-5,
+def test_a_fully_masked_caption_equals_diffusers() -> None:
+    ours = random_model()
+    given = conditions(ours.config) | {"text_mask": torch.zeros(3, 7, dtype=torch.bool)}
+    latents = torch.randn(3, 4, 8, 12)
+    a, b = (
+        ours(latents, TIMESTEPS, **given),
+        run_diffusers(diffusers_twin(ours), latents, TIMESTEPS, given),
     )
-    ours = build_transformer(config).eval()
-    randomise(ours)
-    theirs = DiTTransformer2DModel.from_config(config.to_diffusers()).eval()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    latents, timesteps, labels = torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999]), torch.tensor([0, 5, 2])
-    a, b = ours(latents, timesteps, labels), theirs(latents, timesteps, labels).sample
-    torch.testing.assert_close(a, b, **TOLERANCE)
-    a.square().mean().backward()
-    b.square().mean().backward()
-    gradients = dict(theirs.named_parameters())
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name].grad, **TOLERANCE)
+    # Scores near -10000 have steps of 1e-3 in float32.
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [16, 12])
+def test_dit_equals_diffusers_forward_and_backward(side) -> None:
+    ours = random_model(conditioning="class", **DIFFUSERS_DIT)
+    latents = torch.randn(3, 4, side, side)
+    given = {"labels": torch.tensor([0, 5, 2])}  # 5 is the null class
+    assert_parity(ours, diffusers_twin(ours), latents, given)
+
+
+def test_micro_conditions_must_be_given() -> None:
+    ours = random_model(use_additional_conditions=True)
+    with pytest.raises(ValueError, match="micro-conditions"):
+        ours(torch.randn(3, 4, 8, 8), TIMESTEPS, torch.randn(3, 5, 20))
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_latents_that_do_not_fit_are_named(combination) -> None:
+    conditioning, modulation = combination
+    ours = random_model(conditioning=conditioning, modulation=modulation)
+    given = conditions(ours.config)
+    for shape in ((3, 4, 15, 16), (3, 4, 16, 9), (3, 3, 16, 16)):
+        with pytest.raises(
+            ValueError, match=f"{shape[1]} channels and {shape[2]}x{shape[3]}.* multiples of 2"
+        ):
+            ours(torch.randn(shape), TIMESTEPS, **given)
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"),
+    ("config", "total", "block"),
     [
-        (TransformerConfig(), 610_856_096),
-        (TransformerConfig(use_additional_conditions=True, sample_size=128), 611_349_152),
+        (TransformerConfig(), 610_856_096, 21_255_552),
+        (TransformerConfig(use_additional_conditions=True, sample_size=128), 611_349_152, 21_255_552),
+        # The published count includes the position table, which we compute instead of storing.
+        (TransformerConfig(conditioning="class"), 675_129_632 - 256 * 1152, 23_905_152),
+        (TransformerConfig(modulation="adaln"), 828_494_240, 29_218_176),
     ],
+    ids=["PixArt", "PixArt-MS", "DiT", "PixArt-adaLN"],
 )
-def test_xl2_has_exactly_the_published_parameters(config, parameters) -> None:
+def test_xl2_has_exactly_the_published_parameters(config, total, block) -> None:
     with torch.device("meta"):
         model = build_transformer(config)
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    assert sum(p.numel() for p in model.transformer_blocks[0].parameters()) == 21_255_552
+    assert sum(p.numel() for p in model.parameters()) == total
+    assert sum(p.numel() for p in model.transformer_blocks[0].parameters()) == block
 
 
-def test_dit_xl2_has_exactly_the_published_parameters() -> None:
+def test_adaln_of_xl2_is_the_share_of_the_parameters_that_the_paper_names() -> None:
+    # 28 Linear(1152, 6 * 1152) instead of one and 28 tables, Linear(1152, 2 * 1152) instead of a table.
+    mlp, final = 6 * 1152 * 1153, 2 * 1152 * 1153
+    total = 610_856_096 + 27 * mlp - 28 * 6 * 1152 + final - 2 * 1152
+    assert total == 828_494_240
+    assert round(100 * 28 * mlp / total, 1) == 26.9  # the paper: 833M, of which 27 %
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
+@pytest.mark.parametrize("modulation", ["adaln_single", "adaln"])
+def test_a_dry_run_estimates_the_parameters_of_every_named_size_exactly(size, modulation) -> None:
+    options = ModelOptions(size=size, modulation=modulation)
+    config = TransformerConfig(
+        num_layers=options.num_layers,
+        num_attention_heads=options.num_attention_heads,
+        attention_head_dim=options.attention_head_dim,
+        modulation=modulation,
+    )
     with torch.device("meta"):
-        model = build_transformer(TransformerConfig(conditioning="class"))
-    # The published count includes the position table, which we compute instead of storing.
-    assert sum(p.numel() for p in model.parameters()) + 256 * 1152 == 675_129_632
+        model = build_transformer(config)
+    assert parameters(options) == sum(p.numel() for p in model.parameters())
 
 
-def test_padding_changes_nothing_and_a_fully_masked_caption_is_finite() -> None:
-    ours, _ = pixart_pair()
+def test_padding_changes_nothing() -> None:
+    ours = random_model()
     latents, timesteps, text = torch.randn(1, 4, 16, 16), torch.tensor([10]), torch.randn(1, 3, 20)
-    alone = ours(latents, timesteps, text)
     padded = torch.cat([text, 100 * torch.randn(1, 4, 20)], dim=1)
-    torch.testing.assert_close(
-        ours(latents, timesteps, padded, torch.arange(7)[None] < 3), alone, **TOLERANCE
-    )
-    assert torch.isfinite(ours(latents, timesteps, padded, torch.zeros(1, 7, dtype=torch.bool))).all()
+    a = ours(latents, timesteps, padded, torch.arange(7)[None] < 3)
+    assert_close(a, ours(latents, timesteps, text))
 
 
-def test_cross_attention_starts_silent() -> None:
-    model = build_transformer(
-        TransformerConfig(
-            num_attention_heads=2, attention_head_dim=8, num_layers=2, sample_size=8, caption_channels=6
-        )
+@pytest.mark.parametrize("modulation", ["adaln_single", "adaln"])
+def test_cross_attention_starts_silent(modulation) -> None:
+    config = TransformerConfig(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        sample_size=8,
+        caption_channels=6,
+        modulation=modulation,
     )
-    torch.nn.init.normal_(model.proj_out.weight)
+    model = build_transformer(config)
+    for name, parameter in model.named_parameters():
+        if "proj_out" in name:
+            torch.nn.init.normal_(parameter)
     latents, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([100, 100])
     a, b = (model(latents, timesteps, torch.randn(2, 4, 6)) for _ in range(2))
     assert torch.equal(a, b)
     assert a.abs().max() > 0
 
 
-def test_sinusoids_stay_float32_in_a_bf16_model() -> None:
-    ours, _ = pixart_pair()
-    model = ours.bfloat16()
-    latents, text = torch.randn(2, 4, 16, 16).bfloat16(), torch.randn(2, 3, 20).bfloat16()
-    assert sinusoid(torch.tensor([999])).dtype == torch.float32
-    a = model(latents, torch.tensor([999, 999]), text)
-    b = model(latents, torch.tensor([1000, 1000]), text)
-    assert not torch.equal(a, b)  # bf16 would have rounded 999 to 1000
+@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_half_precision_weights_compute_about_the_same_and_survive_a_fully_masked_caption(
+    combination, dtype
+) -> None:
+    conditioning, modulation = combination
+    ours = random_model(conditioning=conditioning, modulation=modulation)
+    # 64 tokens: our matrix products; 576: torch's fused attention.
+    for side in (16, 48):
+        latents, given = torch.randn(3, 4, side, side), conditions(ours.config)
+        if conditioning == "text":
+            given["text_mask"] = torch.tensor([[False] * 7, [True] * 7, [True] * 2 + [False] * 5])
+        expected = ours.float()(latents, TIMESTEPS, **given)
+        cast = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in given.items()}
+        output = ours.to(dtype)(latents.to(dtype), TIMESTEPS, **cast)
+        assert output.dtype == dtype
+        assert torch.isfinite(output).all()
+        # A fully masked caption has no right answer: only that it is finite.
+        first = 1 if conditioning == "text" else 0
+        error = (output.float() - expected)[first:].norm() / expected[first:].norm()
+        assert error <= {torch.float32: 1e-6, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype], side
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sinusoids_stay_float32_whatever_the_weights(dtype) -> None:
+    model = random_model(in_channels=4).to(dtype)
+    seen = []
+    first = model.adaln_single.emb.timestep_embedder.linear_1
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(
+            torch.randn(3, 4, 24, 16).to(dtype),
+            torch.tensor([257, 501, 999]),
+            torch.randn(3, 2, 20).to(dtype),
+        )
+    # Rounded to half precision first, 257 would be 256 and 999 would be 1000 (bf16).
+    exact = torch.tensor([[257.0], [501.0], [999.0]], dtype=torch.float64)
+    angles = exact * 10_000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
+    expected = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    assert seen[0].dtype == dtype
+    assert (seen[0].double() - expected).abs().max() <= torch.finfo(dtype).eps
+    assert sinusoid(TIMESTEPS.to(dtype)).dtype == torch.float32
+    table = model.pos_embed.positions(12, 8, torch.device("cpu"))
+    theirs = get_2d_sincos_pos_embed(48, (12, 8), base_size=8, output_type="pt")
+    torch.testing.assert_close(table, theirs.float(), rtol=0, atol=1e-6)
 
 
 def test_a_config_survives_diffusers_layout() -> None:
@@ -158,3 +215,20 @@ def test_a_config_survives_diffusers_layout() -> None:
         TransformerConfig(conditioning="class", num_embeds_ada_norm=7, caption_channels=4096),
     ):
         assert TransformerConfig.from_diffusers(config.to_diffusers()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3, "attention_head_dim": 5}, "multiple of 4"),
+        ({"use_additional_conditions": True, "attention_head_dim": 64}, "that 3 divides"),
+        ({"use_additional_conditions": True, "conditioning": "class"}, "goes with conditioning text"),
+        ({"timestep_freq_shift": 1}, "goes with modulation adaln"),
+        ({"embedders": "per_block", "modulation": "adaln"}, "conditioning class"),
+        ({"out_channels": 5}, "neither in_channels nor twice"),
+        ({"sample_size": 33}, "multiple of patch 2"),
+    ],
+)
+def test_a_config_that_cannot_be_computed_is_refused(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**changes)
