@@ -102,7 +102,7 @@ def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) 
 
 
 def _bucket_table(step: ExtractFeaturesStep, vae: AutoencoderKL) -> tuple[Bucket, ...]:
-    table = bucket_table(step.aspect_buckets, step.resolution)
+    table = bucket_table(step.aspect_buckets, step.all_resolutions[0])
     factor = vae_downsampling(vae)
     for height, width in table:
         if height % factor or width % factor:
@@ -125,7 +125,7 @@ def _captions(step: ExtractFeaturesStep, records: Sequence[ImageRecord]) -> list
 
 def _deciding_options(step: ExtractFeaturesStep) -> dict[str, Any]:
     """Options that change what is stored; the others only change how, or are seen in the records."""
-    chosen = ("resolution", "aspect_buckets", "max_tokens", "storage", "shard_size", "dtype")
+    chosen = ("resolution", "resolutions", "aspect_buckets", "max_tokens", "storage", "shard_size", "dtype")
     return step.model_dump(mode="json", include=set(chosen))
 
 

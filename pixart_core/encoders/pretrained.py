@@ -19,6 +19,8 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 def locate(source: str, part: str) -> dict[str, Any]:
     """Where `part` (e.g. "vae") of `source` lies, as arguments of `from_pretrained`.
 
+    For a repository of the hub, `revision` is the commit: what is loaded is what a card then names.
+
     Args:
         source: a folder that is the part or contains it (a pipeline, the output of `pixart encoders`), or
             the hub id of either.
@@ -46,21 +48,28 @@ def _locate_on_hub(repository: str, part: str) -> dict[str, Any]:
     configs = {f"{part}/config.json": {"subfolder": part}, "config.json": {}}
     try:
         # Asked once, without the retries of a download: a machine without network shall say so at once.
-        siblings = HfApi().model_info(repository, timeout=20).siblings or []
+        found = HfApi().model_info(repository, timeout=20)
     except Exception as error:  # no network, offline mode, no such repository, no access: many classes
         for config, where in configs.items():
-            if isinstance(try_to_load_from_cache(repository, config), str):
-                return place | where | {"local_files_only": True}
+            cached = try_to_load_from_cache(repository, config)
+            if isinstance(cached, str):
+                return place | where | {"local_files_only": True, "revision": _cached_commit(cached)}
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{part} {repository!r}: no folder of that name here, not in the Hugging Face cache, and the hub "
             f"cannot give it ({reason})"
         ) from error
-    files = {sibling.rfilename for sibling in siblings}
+    files = {sibling.rfilename for sibling in found.siblings or []}
     for config, where in configs.items():
         if config in files:
-            return place | where
+            return place | where | {"revision": found.sha}
     raise UserError(f"{repository} on the hub holds neither config.json nor {part}/config.json")
+
+
+def _cached_commit(path: str) -> str | None:
+    """The commit in `.../snapshots/COMMIT/...` of the Hugging Face cache."""
+    parts = Path(path).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def short_name(source: str) -> str:

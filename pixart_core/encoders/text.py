@@ -1,8 +1,9 @@
 """The text encoder: T5, or any other text model of transformers, by hub id or folder."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 from pixart_core.encoders.pretrained import loading, locate, refuse_missing, short_name, weight_hash
 from pixart_core.errors import UserError
 
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 _ENCODERS: dict[str, Any] = {
     "clip": CLIPTextModel,
     "clip_text_model": CLIPTextModel,
@@ -38,6 +40,7 @@ class TextEncoder:
         name: hub id, or the folder's last name.
         hash: of the weights as they were stored.
         channels: width of a token's state.
+        revision: commit on the hub, None for a folder.
     """
 
     model: Any
@@ -45,6 +48,7 @@ class TextEncoder:
     name: str
     hash: str
     channels: int
+    revision: str | None = None
 
     @torch.no_grad()
     def encode(
@@ -62,23 +66,53 @@ class TextEncoder:
         return hidden.float() * mask.unsqueeze(-1), mask
 
     def encode_each(
-        self, texts: Sequence[str], max_tokens: int = 120, batch_size: int = 32
+        self, texts: Sequence[str], max_tokens: int = 120, batch_size: int = 32, run: Run = map
     ) -> list[Float[Tensor, "l d"]]:
-        """The valid states of each text, on the CPU, encoded in batches of similar length."""
-        lengths = [len(ids) for ids in self._tokenize(texts, max_tokens)["input_ids"]]
-        order = sorted(range(len(texts)), key=lambda number: lengths[number])
+        """The valid states of each text, on the CPU, encoded in batches of similar length.
+
+        Which texts share a batch depends on `texts` and `batch_size` alone.
+
+        Args:
+            run: encodes the batches, like `map`; may do so in threads.
+
+        Raises:
+            UserError: the model computes values that are not finite; names the text.
+        """
+        ids = self._tokenize(texts, max_tokens)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda number: len(ids[number]))
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         states: list[Tensor] = [torch.empty(0)] * len(texts)
-        for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
-            hidden, mask = self.encode([texts[number] for number in numbers], max_tokens)
-            hidden, mask = hidden.cpu(), mask.cpu()
-            for row, number in enumerate(numbers):
-                states[number] = hidden[row, mask[row]]
+        found = run(lambda numbers: self._encode_ids([ids[number] for number in numbers]), batches)
+        for numbers, batch in zip(batches, found, strict=True):
+            for number, row in zip(numbers, batch, strict=True):
+                if not row.isfinite().all():
+                    raise UserError(
+                        f"text encoder {self.name} computes values that are not finite in "
+                        f"{str(self.model.dtype).removeprefix('torch.')} for the caption "
+                        f"{shorten(texts[number].strip(), 80)!r}; use another dtype or encoder"
+                    )
+                states[number] = row
         return states
+
+    @torch.no_grad()
+    def _encode_ids(self, ids: Sequence[Sequence[int]]) -> list[Float[Tensor, "l d"]]:
+        """One batch of token numbers."""
+        lengths = torch.tensor([len(row) for row in ids])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        padded = torch.full(mask.shape, int(self.tokenizer.pad_token_id))
+        padded[mask] = torch.tensor([number for row in ids for number in row])
+        device = self.model.device
+        hidden = self.model(input_ids=padded.to(device), attention_mask=mask.to(device, torch.long))[0]
+        return [states[: len(row)] for states, row in zip(hidden.float().cpu(), ids, strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """What the card of a feature store says of its text encoder."""
-        return {"name": self.name, "hash": self.hash, "channels": self.channels}
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "hash": self.hash,
+            "channels": self.channels,
+        }
 
     def _tokenize(self, texts: Sequence[str], max_tokens: int) -> Any:
         limit = min(max_tokens, self.tokenizer.model_max_length)
@@ -117,7 +151,7 @@ def load_text_encoder(
     if channels is None:
         raise UserError(f"{source}: {type(model).__name__} is no text model")
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    return TextEncoder(model, tokenizer, short_name(source), digest, int(channels))
+    return TextEncoder(model, tokenizer, short_name(source), digest, int(channels), place.get("revision"))
 
 
 def _load_tokenizer(place: dict[str, Any]) -> Any:

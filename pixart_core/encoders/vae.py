@@ -26,13 +26,32 @@ def load_vae(
     Raises:
         UserError: it is not there, is another class, or lacks weights.
     """
-    assert dtype != torch.float16
+    vae, _ = _load(source)
+    return _placed(vae, device, dtype)
+
+
+def load_described_vae(
+    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[AutoencoderKL, dict[str, Any]]:
+    """`load_vae`, and what cards say of it: see `describe_vae`. The hash does not depend on `dtype`."""
+    vae, revision = _load(source)
+    described = describe_vae(vae, source, revision)
+    return _placed(vae, device, dtype), described
+
+
+def _load(source: str) -> tuple[AutoencoderKL, str | None]:
+    """The VAE in float32 on the CPU, and its commit on the hub."""
     place = locate(source, "vae")
     _refuse_other_class(source, place)
     with loading(source, "vae"):
         vae, info = AutoencoderKL.from_pretrained(**place, output_loading_info=True)
     refuse_missing(source, "vae", info["missing_keys"])
-    vae = vae.eval().requires_grad_(False).to(device)
+    return vae.eval().requires_grad_(False), place.get("revision")
+
+
+def _placed(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+    assert dtype != torch.float16
+    vae = vae.to(device)
     return vae if vae.dtype == dtype else vae.to(dtype)
 
 
@@ -52,10 +71,11 @@ def vae_downsampling(vae: AutoencoderKL) -> int:
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
 
 
-def describe_vae(vae: AutoencoderKL, source: str) -> dict[str, Any]:
-    """What the card of a feature store says of its VAE: name, hash, scaling and shift, sizes."""
+def describe_vae(vae: AutoencoderKL, source: str, revision: str | None = None) -> dict[str, Any]:
+    """What a card says of a VAE: name, commit on the hub (None for a folder), hash, scaling and sizes."""
     return {
         "name": short_name(source),
+        "revision": revision,
         "hash": weight_hash(vae),
         "latent_channels": int(vae.config["latent_channels"]),
         "downsampling": vae_downsampling(vae),

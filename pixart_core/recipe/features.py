@@ -1,11 +1,15 @@
-"""Options of `pixart extract-features`."""
+"""Options of `pixart extract-features`: encoding, and bringing features in from other formats."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from pixart_core.recipe.base import Source
+from pixart_core.recipe.base import Source, Strict
 from pixart_core.recipe.data import DataOptions
+
+Storage = Literal["int8", "fp16", "fp32"]
+ComputeType = Literal["bf16", "fp32"]
+DEFAULT_RESOLUTION = 512
 
 
 class ExtractFeaturesStep(DataOptions):
@@ -17,15 +21,60 @@ class ExtractFeaturesStep(DataOptions):
     )
     vae: Source = "stabilityai/sd-vae-ft-ema"
     text_encoder: Source = "google/t5-v1_1-xxl"
-    resolution: PositiveInt = Field(512, description="Pixels; the square root of a bucket's area.")
-    aspect_buckets: Literal["square", "paper"] | tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
-        "square", description="square, the paper's 40, or a list of [height, width]."
+    # No part of what is made: the store is the same whether both parts are made at once or one by one.
+    only: Literal["image", "text"] | None = Field(
+        None, exclude=True, description="Make this part alone; the store is complete when both are there."
     )
+    resolution: PositiveInt | None = Field(
+        None, description="Pixels; the square root of a bucket's area. Default: 512."
+    )
+    resolutions: tuple[PositiveInt, ...] | None = Field(
+        None, min_length=1, description="Several at once, instead of `resolution`; text is stored once."
+    )
+    aspect_buckets: Literal["square", "paper"] | tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        "square",
+        description="square, the paper's 40, or a list of [height, width] (for the first of several "
+        "resolutions; scaled for the others).",
+    )
+    horizontal_flip: bool = Field(False, description="Store the moments of the mirrored pictures as well.")
     max_tokens: PositiveInt = 120
-    storage: Literal["int8", "fp16", "fp32"] = "int8"
+    storage: Storage = "int8"
     batch_size: PositiveInt = 32
     shard_size: PositiveInt = Field(2048, description="Samples a shard.")
-    dtype: Literal["bf16", "fp32"] = Field(
+    dtype: ComputeType = Field(
         "fp32", description="Compute type. fp16 overflows in T5, so it is not offered."
     )
-    device: str | None = None
+    vae_dtype: ComputeType | None = Field(None, description="Compute type of the VAE; default: dtype.")
+    text_encoder_dtype: ComputeType | None = Field(
+        None, description="Compute type of the text encoder; default: dtype."
+    )
+    device: str | None = Field(None, description="Default: the best there is, a GPU for each process.")
+
+    @model_validator(mode="after")
+    def _resolutions_are_clear(self) -> Self:
+        if self.resolution is not None and self.resolutions is not None:
+            raise ValueError("give resolution or resolutions, not both")
+        if len(set(self.all_resolutions)) < len(self.all_resolutions):
+            raise ValueError("resolutions: one is given twice")
+        return self
+
+    @property
+    def all_resolutions(self) -> tuple[int, ...]:
+        """The resolutions that are made, as the user ordered them."""
+        return self.resolutions or (self.resolution or DEFAULT_RESOLUTION,)
+
+
+class ImportFeaturesOptions(Strict):
+    """Options of `pixart extract-features --import`; those of the encoders are for data that do not tell."""
+
+    source: str = Field(description="Folder to read: WebDataset tars, a Hugging Face data set, or PixArt's.")
+    storage: Storage | None = Field(None, description="Default: as in the export, int8 for other data.")
+    shard_size: PositiveInt | None = Field(None, description="Samples a shard; default: 2048.")
+    vae: str = Field("stabilityai/sd-vae-ft-ema", description="What made the moments; recorded.")
+    scaling_factor: NonNegativeFloat | None = Field(
+        None, description="Of that VAE; default: read from it, 0.18215 for the default VAE."
+    )
+    text_encoder: str = Field("google/t5-v1_1-xxl", description="What made the text tokens; recorded.")
+    list: str | None = Field(None, description="PixArt's layout: the list of images; default: partition/*.")
+    vae_features: str | None = Field(None, description="PixArt's layout: folder of the .npy files.")
+    text_features: str | None = Field(None, description="PixArt's layout: folder of the .npz files.")
