@@ -12,7 +12,7 @@ FUNCTIONS = {
     "encoders": "pixart_core.encoders.build:run_encoders",
     "caption": "pixart_core.encoders.caption:run_caption",
     "extract-features": "pixart_core.encoders.extract:run_extraction",
-    "train": "pixart_core.training.loop:run_training",
+    "train": "pixart_core.conversion.initial:run_training",
     "convert": "pixart_core.conversion.convert:run_conversion",
     "sample": "pixart_core.sampling.sample:run_sampling",
     "evaluate": "pixart_core.evaluation.evaluate:run_evaluation",

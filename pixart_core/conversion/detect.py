@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
-from pixart_core.conversion.infer import Hints, infer_config
+from pixart_core.conversion.infer import Hints, UntoldError, infer_config
 from pixart_core.conversion.official import Kind, from_original, read_positions
 from pixart_core.conversion.opened import Opened, open_source
 from pixart_core.errors import UserError
@@ -153,7 +153,7 @@ def _stored_positions(
         return None, []
     try:
         positions = read_positions(table, projection.shape[-1], opened.path)
-    except UserError:
+    except UntoldError:
         if hints.sample_size is None:
             raise
         size = hints.sample_size

@@ -16,6 +16,10 @@ KNOWN_HEADS = {
 }
 
 
+class UntoldError(UserError):
+    """Something that the file does not tell and a hint would."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Hints:
     """What the user knows and a bare weight file may not tell; None: take it from the file.
@@ -43,10 +47,10 @@ def infer_config(
     """The config that `weights` need.
 
     Args:
-        positions: (sample_size, interpolation_scale) read from the file; hints replace them.
+        positions: (sample_size, interpolation_scale) read from the file, which no hint contradicts.
 
     Raises:
-        UserError: no PixArt or DiT weights, or something that neither file nor hints tell.
+        UserError: no PixArt or DiT weights (`UntoldError`: something that neither file nor hints tell).
     """
     try:
         width, in_channels, patch_size, _ = weights["pos_embed.proj.weight"].shape
@@ -57,7 +61,7 @@ def infer_config(
     sample_size, scale = _positions(source, positions, hints)
     heads = hints.num_attention_heads or KNOWN_HEADS.get(width)
     if heads is None:
-        raise UserError(
+        raise UntoldError(
             f"{source}: weights of width {width} do not tell the number of heads; give num_attention_heads"
         )
     if width % heads:
@@ -89,7 +93,7 @@ def infer_config(
 def _positions(source: object, found: tuple[int, float] | None, hints: Hints) -> tuple[int, float]:
     sample_size = hints.sample_size or (found[0] if found else None)
     if sample_size is None:
-        raise UserError(
+        raise UntoldError(
             f"{source} does not say which resolution it is for; give sample_size (32 for 256 px, 64 for "
             "512 px, 128 for 1024 px) and interpolation_scale (1, 1 and 2 in the released models)"
         )

@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pixart_core.conversion.infer import UntoldError
 from pixart_core.errors import UserError
 from pixart_core.models.embeddings import sincos_positions
 
 Kind = Literal["pixart", "dit"]
 POS_EMBED = "pos_embed"
 Y_EMBEDDING = "y_embedder.y_embedding"
+WITHOUT_TABLE = "to use the file without it, give sample_size and interpolation_scale"
 # Rounding of a stored position table, by type: fp32 from numpy's or torch's sine, or cast to half.
 POSITION_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -162,13 +164,15 @@ def read_positions(table: Float[Tensor, "1 n d"], patch_size: int, source: objec
     then compared.
 
     Raises:
-        UserError: no square grid, or not the sin-cos table of any scale.
+        UntoldError: no square grid, or not the sin-cos table of any scale.
     """
     if table.ndim != 3 or table.shape[0] != 1 or table.shape[2] % 4:
-        raise UserError(f"{source}: pos_embed has shape {tuple(table.shape)}, expected (1, n, width)")
+        shape = tuple(table.shape)
+        raise UntoldError(f"{source}: pos_embed has shape {shape}, expected (1, n, width); {WITHOUT_TABLE}")
     side = round(table.shape[1] ** 0.5)
     if side * side != table.shape[1]:
-        raise UserError(f"{source}: pos_embed has {table.shape[1]} positions, which is no square grid")
+        count = table.shape[1]
+        raise UntoldError(f"{source}: pos_embed has {count} positions, which is no square; {WITHOUT_TABLE}")
     width, stored = table.shape[2], table.float()
     measured = _measured_scale(stored, side)
     # Far positions multiply rounding, so a half-precision table is compared more loosely.
@@ -179,9 +183,9 @@ def read_positions(table: Float[Tensor, "1 n d"], patch_size: int, source: objec
         error = min(error, (stored - expected).abs().max().item())
         if error <= tolerance:
             return side * patch_size, scale
-    raise UserError(
+    raise UntoldError(
         f"{source}: pos_embed is not the sin-cos table of a {side}x{side} grid at any position scale "
-        f"(off by {error:.2g}); give sample_size and interpolation_scale to use the file without it"
+        f"(off by {error:.2g}); {WITHOUT_TABLE}"
     )
 
 
