@@ -82,7 +82,9 @@ class TrainStep(Strict):
     command: Literal["train"] = "train"
     features: Source
     model: ModelOptions | None = Field(None, description="Initialise a new model (instead of `init`).")
-    init: Source | None = Field(None, description="Checkpoint or pipeline folder to start from.")
+    init: Source | None = Field(
+        None, description="Checkpoint, pipeline or file to start from: whatever convert reads."
+    )
     positions: Positions | None = Field(None, description="Change the resolution of `init`.")
     max_train_steps: PositiveInt
     global_batch_size: PositiveInt
