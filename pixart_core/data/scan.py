@@ -15,6 +15,7 @@ from pixart_core.artifacts.manifest import ImageRecord, Manifest, read_dropped, 
 from pixart_core.data.images import UnusableImageError, decode_image
 from pixart_core.data.sources import Candidate, list_images
 from pixart_core.errors import UserError
+from pixart_core.launch import Processes
 from pixart_core.progress import Progress
 from pixart_core.recipe.data import DataOptions
 
@@ -80,14 +81,31 @@ def scan_images(
     return Manifest(listing.root, tuple(records), names), dropped
 
 
-def manifest_for(step: DataOptions, folder: Path, progress: Progress) -> Manifest:
+def manifest_for(
+    step: DataOptions, folder: Path, progress: Progress, processes: Processes = Processes()
+) -> Manifest:
     """The manifest of a step's data: `data` itself if it is one, else a scan kept in `folder`.
 
     A killed run that comes again finds the scan there, as long as data and options are the same.
+
+    Args:
+        processes: those of the launch; the first scans, the others wait for it.
     """
     options = {name: getattr(step, name) for name in DataOptions.model_fields}
+    for name in ("streaming", "filters", "tokenizer", "exclude"):  # not built yet
+        if options.pop(name) != DataOptions.model_fields[name].default:
+            raise UserError(f"{name}: not available yet")
     if read_card(Path(str(step.data))) is not None:
         return scan_images(**options, progress=progress)[0]
+    if not processes.first:
+        processes.wait()
+        return read_manifest(folder)
+    manifest = _scanned(step, options, folder, progress)
+    processes.wait()
+    return manifest
+
+
+def _scanned(step: DataOptions, options: dict[str, Any], folder: Path, progress: Progress) -> Manifest:
     card = card_for("manifest", DataOptions(**options), {})
     kept = read_card(folder)
     if kept is not None and kept["fingerprint"] == card.fingerprint:
