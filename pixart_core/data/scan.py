@@ -93,7 +93,7 @@ def manifest_for(
     """
     options = {name: getattr(step, name) for name in DataOptions.model_fields}
     for name in ("streaming", "filters", "tokenizer", "exclude"):  # not built yet
-        if options.pop(name) != DataOptions.model_fields[name].default:
+        if options.pop(name) != DataOptions.model_fields[name].get_default(call_default_factory=True):
             raise UserError(f"{name}: not available yet")
     if read_card(Path(str(step.data))) is not None:
         return scan_images(**options, progress=progress)[0]
