@@ -75,7 +75,7 @@ class DataOptions(Strict):
     )
     label_key: str | None = Field(None, description="JSON field that is the class label of stage 1.")
     max_bad_fraction: Fraction = Field(0.05, description="Stop when more images than this are unusable.")
-    filters: Filters = Field(default_factory=Filters)
+    filters: Filters = Filters.model_validate({})
     tokenizer: Source | None = Field(
         None, description="Text encoder whose tokens of the data's captions are counted (filters.max_tokens)."
     )
