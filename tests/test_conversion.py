@@ -16,8 +16,9 @@ from pixart_cli.app import app
 from pixart_core.artifacts.card import read_card
 from pixart_core.artifacts.uncond import read_uncond
 from pixart_core.conversion.convert import run_conversion
-from pixart_core.conversion.detect import describe, load_any
+from pixart_core.conversion.detect import load_any
 from pixart_core.conversion.infer import Hints
+from pixart_core.conversion.info import describe
 from pixart_core.conversion.official import read_positions
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
@@ -98,7 +99,7 @@ def test_ema_weights_are_taken_unless_the_others_are_asked_for(tmp_path) -> None
     assert torch.equal(loaded.model.proj_out.weight, ema["final_layer.linear.weight"])
     asked = load_any(tmp_path / "both.pth", Hints(num_attention_heads=original.HEADS, weights="model"))
     assert torch.equal(asked.model.proj_out.weight, plain["final_layer.linear.weight"])
-    assert describe(tmp_path / "both.pth", HINTS)["ema"] is True
+    assert describe(tmp_path / "both.pth")["ema"] is True
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
@@ -168,13 +169,13 @@ def test_diffusers_dit_goes_out_only_where_its_class_computes_the_same(tmp_path,
 
 
 def test_describe_names_format_size_and_parts(pixart_file, dit_file) -> None:
-    info = describe(pixart_file, HINTS)
+    info = describe(pixart_file)
     assert (info["format"], info["dtype"], info["ema"]) == ("official PixArt", "float32", False)
-    assert (info["sample_size"], info["resolution_with_8x_vae"], info["model"]) == (8, 64, "PixArt")
+    assert (info["sample_size"], info["resolution"], info["model"]) == (8, 64, "PixArt")
     assert info["problems"] == []
     assert sum(info["parameters"].values()) == info["parameters_total"]
-    assert describe(dit_file, HINTS)["conditioning"] == f"{original.CLASSES} classes"
-    assert "num_attention_heads" in describe(dit_file)["problems"][0]
+    assert describe(dit_file)["conditioning"] == f"{original.CLASSES} classes"
+    assert describe(dit_file)["unknown"] == ["num_attention_heads"]
     json.dumps(info)
 
 

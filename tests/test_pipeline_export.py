@@ -12,7 +12,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from pixart_core.artifacts.card import Card, card_for
 from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.conversion.convert import run_conversion
-from pixart_core.conversion.detect import describe, load_any
+from pixart_core.conversion.detect import load_any
+from pixart_core.conversion.info import describe
 from pixart_core.encoders.analytic_vae import build_analytic_vae
 from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.errors import UserError

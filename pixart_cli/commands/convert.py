@@ -46,7 +46,7 @@ def convert(
         if info is not None:
             if source or to or output or overrides:
                 raise UserError("--info stands alone: it converts nothing")
-            from pixart_core.conversion.detect import describe
+            from pixart_core.conversion.info import describe
 
             show(describe(info), as_json=as_json)
             return

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.conversion.infer import Hints, UntoldError, infer_config
 from pixart_core.conversion.official import Kind, from_original, read_positions
-from pixart_core.conversion.opened import Opened, open_source
+from pixart_core.conversion.opened import EXPECTED, Opened, open_source
+from pixart_core.conversion.recognise import copied_blocks, other_model
 from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer, build_transformer
 from pixart_core.models.config import TransformerConfig
@@ -45,83 +46,65 @@ class SourceReport:
 
 
 class Loaded(NamedTuple):
-    """A model in float32, what is known about it, and where it came from."""
+    """A model, what is known about it, and where it came from."""
 
     model: Transformer
     facts: ModelFacts
     report: SourceReport
 
 
-def load_any(source: str | Path, hints: Hints = NO_HINTS) -> Loaded:
+def load_any(
+    source: str | Path, hints: Hints = NO_HINTS, dtype: torch.dtype | None = torch.float32
+) -> Loaded:
     """Load a PixArt or DiT from any format that `open_source` knows, strictly.
+
+    Args:
+        dtype: None keeps each weight as it is stored, for who only writes it again: a memory-mapped file
+            then takes no memory.
 
     Raises:
         UserError: see `open_source`; weights that are missing or left over; a config that neither
             the file nor `hints` tell.
     """
     opened = open_source(source, hints.weights)
-    found = _understand(opened, hints)
+    found = understand(opened, hints)
     with torch.device("meta"):
         model = build_transformer(found.config)
     check_weights(model, found.weights, opened.path)
-    weights = {name: tensor.float() for name, tensor in found.weights.items()}
+    weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in found.weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     report = SourceReport(
         source=str(source),
         format=f"{opened.format} ({opened.container})",
         used=opened.used,
-        dtype=_dtypes(found.weights),
+        dtype=dtypes(found.weights),
         y_embedding=found.y_embedding,
         notes=tuple(found.notes),
     )
     return Loaded(model.requires_grad_(True), opened.facts, report)
 
 
-def describe(source: str | Path, hints: Hints = NO_HINTS) -> dict[str, Any]:
-    """What `source` holds, as a JSON-able dict; what is wrong with it is told in "problems".
-
-    Raises:
-        UserError: `source` cannot be opened at all.
-    """
-    opened = open_source(source, hints.weights)
-    info: dict[str, Any] = {
-        "source": str(source),
-        "format": opened.format,
-        "container": opened.container,
-        "bytes": sum(t.numel() * t.element_size() for t in opened.weights.values()),
-        "dtype": _dtypes(opened.weights),
-        "ema": opened.has_ema,
-        "weights_used": opened.used,
-        "problems": [],
-        "notes": [],
-    }
-    try:
-        found = _understand(opened, hints)
-        with torch.device("meta"):
-            check_weights(build_transformer(found.config), found.weights, opened.path)
-    except UserError as error:
-        info["problems"].append(str(error))
-        return info | _counts(opened.weights)
-    info["notes"] += found.notes
-    info["uncond_embedding"] = None if found.y_embedding is None else list(found.y_embedding.shape)
-    return info | _counts(found.weights) | _model_facts(found.config, opened.facts)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Understood:
+class Understood:
+    """Weights in our names, each entry of the source accounted for, and the config that they need."""
+
     config: TransformerConfig
-    weights: dict[str, Tensor]  # our names
+    weights: dict[str, Tensor]
     y_embedding: Tensor | None
     notes: list[str]
 
 
-def _understand(opened: Opened, hints: Hints) -> _Understood:
-    """Names to ours, and the config; every entry is used or named in an error."""
-    if opened.format == "official PixArt ControlNet":
-        raise UserError(
-            f"{opened.path} is an official PixArt ControlNet (base model and trainable copies); "
-            "it is recognised, but only plain PixArt and DiT weights can be converted"
-        )
+def understand(opened: Opened, hints: Hints) -> Understood:
+    """Names to ours, and the config; every entry is used or named in an error.
+
+    Raises:
+        UserError: see `load_any`.
+    """
+    _refuse_others(opened)
+    integers = [name for name, tensor in opened.weights.items() if not tensor.is_floating_point()]
+    if integers:
+        kinds = dtypes({name: opened.weights[name] for name in integers})
+        raise UserError(f"{opened.path}: {integers[0]} is stored as {kinds}, which are no weights")
     if opened.format == "diffusers":
         return _understand_diffusers(opened, hints)
     kind: Kind = "pixart" if opened.format == "official PixArt" else "dit"
@@ -130,14 +113,14 @@ def _understand(opened: Opened, hints: Hints) -> _Understood:
     if opened.has_ema:
         notes.append(f"the file has EMA and plain weights; the {opened.used} weights are used")
     config = _checked_config(renamed.weights, positions, opened, hints)
-    return _Understood(config, renamed.weights, renamed.y_embedding, notes)
+    return Understood(config, renamed.weights, renamed.y_embedding, notes)
 
 
-def _understand_diffusers(opened: Opened, hints: Hints) -> _Understood:
+def _understand_diffusers(opened: Opened, hints: Hints) -> Understood:
     weights = dict(opened.weights)
     positions, notes = _stored_positions(weights.pop("pos_embed.pos_embed", None), weights, opened, hints)
     config = _checked_config(weights, positions, opened, hints)
-    return _Understood(config, weights, opened.y_embedding, notes)
+    return Understood(config, weights, opened.y_embedding, notes)
 
 
 def _stored_positions(
@@ -206,40 +189,23 @@ def _same_positions(positions: tuple[int, float], config: TransformerConfig) -> 
     return positions[0] == config.sample_size and near
 
 
-def _dtypes(weights: Mapping[str, Tensor]) -> str:
+def _refuse_others(opened: Opened) -> None:
+    if opened.format == "official PixArt ControlNet":
+        raise UserError(
+            f"{opened.path} is an official PixArt ControlNet: a base model and "
+            f"{copied_blocks(opened.weights)} copied blocks; weights=base converts the base model alone"
+        )
+    if opened.format == "LoRA adapter":
+        raise UserError(
+            f"{opened.path} is a LoRA adapter: it changes a model and holds none; convert the model"
+        )
+    if opened.format == "another model":
+        what = other_model(opened.weights) or "another model"
+        names = ", ".join(list(opened.weights)[:3])
+        raise UserError(f"{opened.path} holds weights of {what} ({names}, ...); {EXPECTED}")
+
+
+def dtypes(weights: Mapping[str, Tensor]) -> str:
+    """Types of the weights, the most frequent one first, e.g. "float16"."""
     counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in weights.values())
     return ", ".join(name for name, _ in counts.most_common())
-
-
-def _counts(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    parts: Counter[str] = Counter()
-    for name, tensor in weights.items():
-        parts[name.split(".")[0]] += tensor.numel()
-    return {"parameters": dict(parts), "parameters_total": sum(parts.values())}
-
-
-def _model_facts(config: TransformerConfig, facts: ModelFacts) -> dict[str, Any]:
-    text = config.conditioning == "text"
-    return {
-        "model": "PixArt" if text else "DiT",
-        "conditioning": "caption" if text else f"{config.num_embeds_ada_norm} classes",
-        "layers": config.num_layers,
-        "width": config.width,
-        "heads": config.num_attention_heads,
-        "patch_size": config.patch_size,
-        "latent_channels": config.in_channels,
-        "learned_variance": config.learned_variance,
-        "caption_channels": config.caption_channels if text else None,
-        "micro_conditions": config.use_additional_conditions,
-        "sample_size": config.sample_size,
-        "interpolation_scale": config.interpolation_scale,
-        "resolution_with_8x_vae": 8 * config.sample_size,
-        "trained_sizes": [list(size) for size in facts.trained_sizes],
-        "trained_positions": facts.trained_positions and list(facts.trained_positions),
-        "timestep_freq_shift": config.timestep_freq_shift,
-        "embedders": config.embedders if not text else "shared",
-        "prediction_type": facts.prediction_type,
-        "uncond": facts.uncond if text else "null class",
-        "vae": facts.vae,
-        "text_encoder": facts.text_encoder if text else None,
-    }

@@ -28,7 +28,10 @@ class ConvertStep(Strict):
 
     command: Literal["convert"] = "convert"
     source: Source = Field(description="File or folder to convert.")
-    to: Literal["pixart", "diffusers", "official"]
+    to: Literal["pixart", "dit", "diffusers", "official"] = Field(
+        description="pixart: a checkpoint of ours, a DiT is re-parameterised; dit: a DiT as it is; diffusers: "
+        "a pipeline or a DiT's folder; official: a .pth, or a DiT's .pt."
+    )
     timestep: NonNegativeInt = Field(500, le=999, description="Where DiT and PixArt agree (paper 2.3).")
     class_condition: Literal["null", "none"] = Field(
         "null", description="c in E(i): the null class (seen in training) or nothing (the paper's words)."
@@ -57,7 +60,9 @@ class ConvertStep(Strict):
     text_encoder: Source | None = Field(
         None, description="With `to: diffusers`: the text encoder of the pipeline."
     )
-    weights: Literal["ema", "model"] = Field("ema", description="Which weights of a file that has both.")
+    weights: Literal["ema", "model", "base"] = Field(
+        "ema", description="Which weights of a file that has several; base: a ControlNet's base model."
+    )
     sample_size: PositiveInt | None = Field(None, description="Latent side; for files that do not tell.")
     interpolation_scale: PositiveFloat | None = Field(
         None, description="Position scale; for files that do not tell."

@@ -1,0 +1,63 @@
+"""What `--info` finds beside the weights: the other parts of a pipeline, an unfinished training."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pixart_core.artifacts.card import CARD, read_card
+from pixart_core.artifacts.uncond import UNCOND
+from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING
+from pixart_core.conversion.opened import PIPELINE_INDEX, Opened
+from pixart_core.conversion.transformer_folder import read_json
+from pixart_core.errors import UserError
+from pixart_core.training.state import saved_states
+
+STATES = "checkpoints"
+
+
+def missing_parts(opened: Opened) -> list[str]:
+    """What the source's layout has room for and this source lacks."""
+    if opened.container == "pipeline":
+        index = read_json(opened.path / PIPELINE_INDEX, "expected a pipeline")
+        parts = [name for name, value in index.items() if isinstance(value, list)]
+        return [part for part in parts if not (opened.path / part).is_dir()]
+    buffers = {"official PixArt": (POS_EMBED, Y_EMBEDDING), "original DiT": (POS_EMBED,)}
+    missing = [name for name in buffers.get(opened.format, ()) if name not in opened.weights]
+    if opened.container == "checkpoint" and opened.facts.uncond == "learned" and opened.y_embedding is None:
+        missing.append(UNCOND)
+    return missing
+
+
+def vae_factor(opened: Opened) -> int | None:
+    """Pixels per latent pixel of the VAE inside a pipeline; None: there is none, or none that says so."""
+    config = opened.path / "vae" / "config.json"
+    if opened.container != "pipeline" or not config.is_file():
+        return None
+    try:
+        return int(2 ** (len(read_json(config, "")["block_out_channels"]) - 1))
+    except (UserError, KeyError, TypeError):
+        return None
+
+
+def card_progress(path: Path) -> dict[str, Any]:
+    """Steps and images of a finished training, from its card."""
+    details: Mapping[str, Any] = (read_card(path) or {}).get("details", {})
+    return {name: details[name] for name in ("steps", "images") if name in details}
+
+
+def unfinished_training(path: Path) -> tuple[dict[str, Any], Path | None] | None:
+    """({"steps", "max_train_steps"}, newest averaged weights) of a training that goes on; None: none here."""
+    if not (path / STATES).is_dir() or (path / CARD).exists():
+        return None
+    states = saved_states(path / STATES)
+    progress: dict[str, Any] = {"steps": 0}
+    if states:
+        progress["steps"] = int(states[-1].name.removeprefix("step_"))
+    try:
+        options = json.loads((path / ".run.json").read_text())["options"]
+        progress["max_train_steps"] = options["max_train_steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # an older or damaged marker: the steps done are told all the same
+    weights = states[-1] / "ema.safetensors" if states else None
+    return progress, weights if weights is not None and weights.exists() else None
