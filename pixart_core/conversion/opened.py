@@ -12,7 +12,7 @@ from pixart_core.artifacts.card import Card, read_card
 from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, facts_of, read_checkpoint_card
 from pixart_core.artifacts.uncond import UNCOND, read_uncond
 from pixart_core.conversion.official import Y_EMBEDDING
-from pixart_core.conversion.recognise import Format, recognise
+from pixart_core.conversion.recognise import Format, base_model, recognise
 from pixart_core.conversion.transformer_folder import find_weights, read_json, read_transformer_config
 from pixart_core.conversion.weight_files import WeightFile, read_weight_file
 from pixart_core.errors import UserError

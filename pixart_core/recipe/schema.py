@@ -29,8 +29,8 @@ class ConvertStep(Strict):
     command: Literal["convert"] = "convert"
     source: Source = Field(description="File or folder to convert.")
     to: Literal["pixart", "dit", "diffusers", "official"] = Field(
-        description="pixart: a checkpoint of ours, a DiT is re-parameterised; dit: a DiT as it is; diffusers: "
-        "a pipeline or a DiT's folder; official: a .pth, or a DiT's .pt."
+        description="pixart: a checkpoint of ours, a DiT is re-parameterised; dit: a DiT as it is; "
+        "diffusers: a pipeline or a DiT's folder; official: a .pth, or a DiT's .pt."
     )
     timestep: NonNegativeInt = Field(500, le=999, description="Where DiT and PixArt agree (paper 2.3).")
     class_condition: Literal["null", "none"] = Field(
