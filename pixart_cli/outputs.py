@@ -33,6 +33,7 @@ class Artifact:
 
 ARTIFACTS = {
     "caption": Artifact("captions", ("captions",), ("captions*", "manifest*", "dropped*")),
+    "caption --stats": Artifact("statistics", ("caption-statistics",), ("statistics*",), replaces=True),
     "extract-features": Artifact("features", ("features",), ("index*", "*.safetensors", "manifest*")),
     "train": Artifact("runs", ("checkpoint",), ("log*", "recipe.yaml", "checkpoints", "transformer")),
     "sample": Artifact("samples", ("samples",), ("images", "samples*")),

@@ -1,10 +1,10 @@
 """`pixart caption`."""
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
+from pixart_cli.caption_statistics import count_captions
 from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output, Overrides, with_examples
@@ -16,7 +16,9 @@ from pixart_core.recipe.load import step_from_options
 
 @with_examples(
     "pixart caption --data sam/",
-    "pixart caption --data laion/ --with-original-caption --stats",
+    "pixart caption --data laion/ --with-original-caption",
+    "pixart caption --stats --data captions/sam",
+    "pixart caption --stats --data new.jsonl --before laion.parquet before_column=TEXT num_proc=8",
     "pixart caption --data 'sam/*.tar' --captioner llava-hf/llava-1.5-7b-hf --limit 1000 max_new_tokens=120",
 )
 def caption(
@@ -31,7 +33,12 @@ def caption(
     with_original_caption: Annotated[
         bool, typer.Option("--with-original-caption", help="Put the caption at hand into the prompt.")
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Insist on noun statistics (Table 1).")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Count the nouns and tokens of captions that are there (Table 1).")
+    ] = False,
+    before: Annotated[
+        str | None, typer.Option(help="With --stats: captions to compare with.", show_default=False)
+    ] = None,
     limit: Limit = None,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -44,6 +51,21 @@ def caption(
     A vision-language model answers the same question about each image (paper 2.4).
     """
     with user_errors():
+        captioning = {
+            "captioner": captioner,
+            "prompt": prompt,
+            "with_original_caption": with_original_caption,
+            "batch_size": batch_size,
+            "device": device,
+        }
+        if stats:
+            count_captions(
+                {"data": data, "before": before, "limit": limit}, overrides or [], output,
+                captioning=captioning, as_json=as_json, dry_run=dry_run,
+            )  # fmt: skip
+            return
+        if before is not None:
+            raise UserError("--before compares captions: give --stats as well")
         values = {
             "data": data,
             "captioner": captioner,
@@ -55,6 +77,4 @@ def caption(
         }
         flags = {field: f"--{field.replace('_', '-')}" for field in values}
         step = step_from_options(CaptionStep, values, overrides or [], flags)
-        if stats and find_spec("textblob") is None:
-            raise UserError("--stats needs TextBlob: pip install 'pixart[nouns]'")
         execute("caption", step, output, name_of(data), as_json=as_json, dry_run=dry_run)

@@ -1,16 +1,17 @@
 """Noun statistics of captions, as in the paper's Table 1: how much a caption says, and how richly."""
 
 import collections
-import re
-from collections.abc import Callable, Iterable
-from importlib.metadata import version
-from typing import Any
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
-from pixart_core.errors import UserError
+from pixart_core.data.taggers import Tagger, load_tagger
+from pixart_core.data.token_lengths import TokenLengths
 
 VALID_OCCURRENCES = 10  # "appearing more than 10 times" (Table 1)
-_NOUN_TAGS = ("NN", "NNS", "NNP", "NNPS")
-_EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+_CHUNK = 1000
 
 # Table 1 as printed, of the paper's own captions and tagger (NLTK): to look at beside ours, not to reach.
 PAPER_ROWS: dict[str, dict[str, float]] = {
@@ -30,43 +31,97 @@ PAPER_ROWS: dict[str, dict[str, float]] = {
 }
 
 
+@dataclasses.dataclass
+class CaptionCounts:
+    """What is counted of captions. Counts of parts add up to those of the whole, in any order.
+
+    Attributes:
+        captions: how many, blank ones not among them.
+        nouns: occurrences of each.
+        lengths: captions of each length in tokens; empty when tokens are not counted.
+    """
+
+    captions: int = 0
+    nouns: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    lengths: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+
+    @classmethod
+    def of(cls, texts: Sequence[str], tagger: Tagger, tokens: TokenLengths | None) -> Self:
+        """Count `texts`, none of which is blank."""
+        counts = cls(captions=len(texts))
+        for nouns in tagger.nouns(texts):
+            counts.nouns.update(nouns)
+        if tokens is not None:
+            counts.lengths.update(tokens.of(texts))
+        return counts
+
+    def add(self, other: "CaptionCounts") -> None:
+        """Add the counts of other captions to these."""
+        self.captions += other.captions
+        self.nouns.update(other.nouns)
+        self.lengths.update(other.lengths)
+
+    def noun_statistics(self) -> dict[str, Any]:
+        """captions, total_nouns, distinct_nouns (DN), valid_distinct_nouns (VN: more than 10
+        occurrences), valid_ratio (VN / DN) and nouns_per_image."""
+        total, distinct = self.nouns.total(), len(self.nouns)
+        valid = sum(count > VALID_OCCURRENCES for count in self.nouns.values())
+        return {
+            "captions": self.captions,
+            "total_nouns": total,
+            "distinct_nouns": distinct,
+            "valid_distinct_nouns": valid,
+            "valid_ratio": valid / distinct if distinct else 0.0,
+            "nouns_per_image": total / self.captions if self.captions else 0.0,
+        }
+
+    def token_statistics(self, max_tokens: int) -> dict[str, Any] | None:
+        """Tokens a caption: mean, median, p95 and max, and the captions longer than `max_tokens`; None
+        when no tokens were counted. Quantiles are interpolated linearly, as numpy's are."""
+        number = self.lengths.total()
+        if not number:
+            return None
+        truncated = sum(count for length, count in self.lengths.items() if length > max_tokens)
+        return {
+            "mean": sum(length * count for length, count in self.lengths.items()) / number,
+            "median": _quantile(self.lengths, 0.5),
+            "p95": _quantile(self.lengths, 0.95),
+            "max": max(self.lengths),
+            "truncated": truncated,
+            "truncated_share": truncated / number,
+        }
+
+
 def caption_statistics(captions: Iterable[str]) -> dict[str, Any]:
     """Count the nouns of `captions`, which are read once, one by one.
 
     Returns:
-        captions, total_nouns, distinct_nouns (DN), valid_distinct_nouns (VN: more than 10 occurrences),
-        valid_ratio (VN / DN), nouns_per_image, tagger, and the paper's rows under "reported". Nouns are
-        told apart by their lower-case form; the ratio depends on how many captions there are.
+        what `CaptionCounts.noun_statistics` gives, tagger, and the paper's rows under "reported". Nouns
+        are told apart by their lower-case form; blank captions are left out; the ratio depends on how
+        many captions there are.
 
     Raises:
-        UserError: TextBlob is not installed.
+        UserError: no tagger is installed.
     """
-    tag, tagger = _pattern_tagger()
-    counts: collections.Counter[str] = collections.Counter()
-    number = 0
-    for caption in captions:
-        number += 1
-        for word, kind in tag(caption):
-            noun = _EDGES.sub("", word).lower()
-            if kind in _NOUN_TAGS and noun:
-                counts[noun] += 1
-    valid = sum(count > VALID_OCCURRENCES for count in counts.values())
-    return {
-        "captions": number,
-        "total_nouns": counts.total(),
-        "distinct_nouns": len(counts),
-        "valid_distinct_nouns": valid,
-        "valid_ratio": valid / len(counts) if counts else 0.0,
-        "nouns_per_image": counts.total() / number if number else 0.0,
-        "tagger": tagger,
-        "reported": PAPER_ROWS,
-    }
+    tagger = load_tagger()
+    counts = CaptionCounts()
+    texts = (caption for caption in captions if caption.strip())
+    while chunk := list(itertools.islice(texts, _CHUNK)):
+        counts.add(CaptionCounts.of(chunk, tagger, None))
+    return counts.noun_statistics() | {"tagger": tagger.name, "reported": PAPER_ROWS}
 
 
-def _pattern_tagger() -> tuple[Callable[[str], list[tuple[str, str]]], str]:
-    """(tagger, its name). TextBlob's own lexicon tagger: its default one would download NLTK corpora."""
-    try:
-        from textblob.en.taggers import PatternTagger
-    except ImportError as error:
-        raise UserError("noun statistics need TextBlob: pip install 'pixart[nouns]'") from error
-    return PatternTagger().tag, f"textblob {version('textblob')} PatternTagger"
+def _quantile(counts: Mapping[int, int], share: float) -> float:
+    """The quantile of numbers given as {number: how often}."""
+    place = share * (sum(counts.values()) - 1)
+    lower, upper = _at(counts, math.floor(place)), _at(counts, math.ceil(place))
+    return lower + (upper - lower) * (place - math.floor(place))
+
+
+def _at(counts: Mapping[int, int], place: int) -> int:
+    """The number at `place` (from 0) of all in order."""
+    for number in sorted(counts):
+        place -= counts[number]
+        if place < 0:
+            return number
+    raise IndexError(place)
