@@ -82,7 +82,29 @@ def test_bad_folders_and_lines_are_named(tmp_path: Path) -> None:
     for damage, message in ((text[:-10], "cannot be read"), ('{"id": "1"}\n', ":1: not an image record")):
         (tmp_path / MANIFEST).write_text(damage)
         with pytest.raises(UserError, match=message):
-            read_manifest(tmp_path)
+            list(read_manifest(tmp_path).records)
+    (tmp_path / MANIFEST).write_text(text + text)
+    Card("manifest", {}, {}, {"images": 1}).write(tmp_path)
+    with pytest.raises(UserError, match="holds 2 images, but its card says 1"):
+        read_manifest(tmp_path)
+
+
+def test_records_are_parsed_when_asked_for_and_slices_are_views(tmp_path: Path) -> None:
+    tricky = '", "split": "heldout", "width": 5}'  # looks like the end of a line
+    records = [
+        record(f"{number}.png", caption=tricky, split="heldout" if number % 3 == 0 else "train",
+               meta={"split": "heldout", "x": tricky})
+        for number in range(10)
+    ]  # fmt: skip
+    write_manifest(tmp_path, records, [], CARD)
+    found = read_manifest(tmp_path)
+    assert found.records[-1] == records[-1]
+    assert found.records[2:8:2] == records[2:8:2]
+    assert list(found.split("heldout")) == records[::3]
+    assert found.split("train")[1:3] == [records[2], records[4]]
+    assert found.records != records[1:]
+    write_manifest(tmp_path, [], [], CARD)
+    assert len(read_manifest(tmp_path).records) == 0
 
 
 def test_features_and_captions_are_read_as_the_manifest_they_keep(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A folder with `manifest.jsonl` (one image a line), `dropped.jsonl` (what could n
 and a card of kind "manifest". Everything downstream names images by `ImageRecord.id`.
 """
 
+import array
 import dataclasses
 import hashlib
 import json
@@ -12,9 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pixart_core.artifacts.card import Card, read_card
-from pixart_core.artifacts.publish import write_text
+from pixart_core.artifacts.image_records import ImageRecord, StoredRecords, json_line
+from pixart_core.artifacts.publish import staged_file
 from pixart_core.errors import UserError
+
+__all__ = ["ImageRecord", "Manifest", "image_id", "read_dropped", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.jsonl"
 DROPPED = "dropped.jsonl"
@@ -22,45 +28,19 @@ SPLITS = ("train", "heldout")
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageRecord:
-    """One image and what is known about it.
-
-    Attributes:
-        id: 16 hex digits, stable: see `image_id`. Never a file stem.
-        path: file, or tar archive; relative to the manifest's folder if inside it, else absolute;
-            `hf:ID/split` for a hub data set.
-        member: name inside the tar archive, row number of a hub data set, None for a plain file.
-        width: pixels, after EXIF rotation.
-        height: pixels, after EXIF rotation.
-        caption: the caption that came with the image.
-        label: class index of stage 1, into `Manifest.label_names`.
-        split: "train" or "heldout".
-        meta: the sample's JSON, or the exact ground truth of a generated picture.
-    """
-
-    id: str
-    path: str
-    member: str | None
-    width: int
-    height: int
-    caption: str | None
-    label: int | None
-    split: str
-    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
 class Manifest:
     """The records of a data set; relative paths in them are relative to `folder`."""
 
     folder: Path
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
     label_names: tuple[str, ...] = ()
 
-    def split(self, name: str) -> list[ImageRecord]:
+    def split(self, name: str) -> Sequence[ImageRecord]:
         """The records of split "train" or "heldout", in order."""
         if name not in SPLITS:
             raise ValueError(f"split {name!r} is none of {', '.join(SPLITS)}")
+        if isinstance(self.records, StoredRecords):
+            return self.records.of_split(name)
         return [record for record in self.records if record.split == name]
 
 
@@ -89,44 +69,52 @@ def write_manifest(
         PixartError: the folder cannot be written.
     """
     assert card.kind == "manifest", card.kind
-    roots = (Path(os.path.abspath(folder)), folder.resolve())
-    seen: set[str] = set()
-    lines = []
-    for record in records:
-        if record.id in seen:
-            raise ValueError(f"two images have the id {record.id}: {record.path} {record.member or ''}")
-        seen.add(record.id)
-        lines.append(_line(dataclasses.asdict(record) | {"path": _relative(record.path, roots)}))
-    write_text(folder / MANIFEST, "".join(lines))
-    write_text(folder / DROPPED, "".join(_line(dict(row)) for row in dropped))
+    roots = (os.path.join(os.path.abspath(folder), ""), os.path.join(folder.resolve(), ""))
+    ids = array.array("Q")
+    with staged_file(folder / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
+        for record in records:
+            ids.append(int(record.id, 16))
+            file.write(json_line(record.as_row() | {"path": _relative(record.path, roots)}))
+        file.flush()
+        _refuse_repeated(ids)
+    with staged_file(folder / DROPPED) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(json_line(row) for row in dropped)
     card.write(folder)
+
+
+def _refuse_repeated(ids: "array.array[int]") -> None:
+    numbers = np.sort(np.frombuffer(ids, np.uint64))
+    repeated = numbers[1:][numbers[1:] == numbers[:-1]]
+    if len(repeated):
+        raise ValueError(f"two images have the id {int(repeated[0]):016x}")
 
 
 def read_manifest(folder: Path | str) -> Manifest:
     """Read the manifest that `folder` is, or that it keeps (features and captions do, in `manifest/`).
 
     Raises:
-        UserError: not a complete manifest, or a damaged line in it (named).
+        UserError: not a complete manifest. A damaged line raises, named, when its record is asked for.
     """
     folder = manifest_folder(folder) or Path(folder)
-    records = tuple(stream_manifest(folder))
-    label_names: Sequence[str] = Card.read(folder, "manifest").details.get("label_names") or ()
+    card = Card.read(folder, "manifest")
+    records = StoredRecords.open(folder / MANIFEST)
+    expected = card.details.get("images", len(records))
+    if len(records) != expected:
+        raise UserError(
+            f"{folder / MANIFEST}: holds {len(records)} images, but its card says {expected}; "
+            "make the manifest again"
+        )
+    label_names: Sequence[str] = card.details.get("label_names") or ()
     return Manifest(folder, records, tuple(label_names))
 
 
 def stream_manifest(folder: Path | str) -> Iterator[ImageRecord]:
-    """The records of `read_manifest`, one at a time: for ten million of them.
+    """The records of `read_manifest`, one at a time.
 
     Raises:
-        UserError: as `read_manifest`.
+        UserError: as `read_manifest`, or a damaged line (named).
     """
-    folder = manifest_folder(folder) or Path(folder)
-    Card.read(folder, "manifest")
-    for number, row in _rows(folder / MANIFEST):
-        try:
-            yield ImageRecord(**row)
-        except TypeError as error:
-            raise UserError(f"{folder / MANIFEST}:{number}: not an image record ({error})") from error
+    return iter(read_manifest(folder).records)
 
 
 def manifest_folder(folder: Path | str) -> Path | None:
@@ -155,20 +143,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path}: cannot be read ({error}); make the manifest again") from error
 
 
-def _line(row: dict[str, Any]) -> str:
-    line = json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n"
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        # A file name that is not UTF-8 arrives as lone surrogates; escaped, it survives the round trip.
-        line = json.dumps(row, ensure_ascii=True, sort_keys=True) + "\n"
-    return line
-
-
-def _relative(path: str, roots: Iterable[Path]) -> str:
-    if path.startswith("hf:") or not Path(path).is_absolute():
-        return path
+def _relative(path: str, roots: Iterable[str]) -> str:
+    # Text, not Path: this runs for each of millions of images.
     for root in roots:
-        if Path(path).is_relative_to(root):
-            return Path(path).relative_to(root).as_posix()
+        if path.startswith(root):
+            return path[len(root) :]
     return path
