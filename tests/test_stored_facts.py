@@ -82,7 +82,13 @@ def test_an_absent_scale_means_what_diffusers_means(sample_size) -> None:
 
 def test_facts_survive_json_and_a_newer_card_is_named(tmp_path) -> None:
     facts = ModelFacts(
-        uncond="learned", label_names=("a",), trained_sizes=((64, 96), (96, 64)), trained_positions=(48, 1.5)
+        uncond="learned",
+        label_names=("a",),
+        trained_sizes=((64, 96), (96, 64)),
+        trained_positions=(48, 1.5),
+        vae_hash="0123",
+        text_encoder_hash="4567",
+        vae_scaling_factor=0.5,
     )
     details = json.loads(json.dumps(facts.to_details()))
     assert ModelFacts.from_details(details) == facts
@@ -96,6 +102,8 @@ def test_facts_survive_json_and_a_newer_card_is_named(tmp_path) -> None:
         "trained_positions": [0, 1],
         "label_names": "ab",
         "vae": None,
+        "vae_hash": 1,
+        "vae_scaling_factor": "half",
     }
     for name, value in wrong.items():
         with pytest.raises(UserError, match=rf"runs/x: damaged: its card says {name}"):

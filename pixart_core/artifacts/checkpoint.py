@@ -22,6 +22,9 @@ class ModelFacts:
         prediction_type: what the network's output means.
         uncond: what an empty caption is: the learned embedding (`y_embedding`) or the encoded "".
         vae, text_encoder: hub id or path that sampling loads.
+        vae_hash, text_encoder_hash: of the weights that made the features trained on; None: not known (the
+            released weights), or not seen in training (the text encoder of a class-conditional model).
+        vae_scaling_factor: that of training; None: not known.
         max_tokens: caption length in tokens.
         label_names: names of the classes of a class-conditional model.
         trained_sizes: (height, width) in pixels of the pictures trained on; empty: not told, then the square
@@ -34,6 +37,9 @@ class ModelFacts:
     uncond: Literal["learned", "empty"] = "empty"
     vae: str = "stabilityai/sd-vae-ft-ema"
     text_encoder: str = "google/t5-v1_1-xxl"
+    vae_hash: str | None = None
+    text_encoder_hash: str | None = None
+    vae_scaling_factor: float | None = None
     max_tokens: int = 120
     label_names: tuple[str, ...] = ()
     trained_sizes: tuple[tuple[int, int], ...] = ()
@@ -78,6 +84,16 @@ def _text(value: Any) -> str:
     return value
 
 
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _number_or_none(value: Any) -> float | None:
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise ValueError("expected a number")
+    return None if value is None else float(value)
+
+
 def _one_of(*allowed: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if value not in allowed:
@@ -113,6 +129,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "uncond": _one_of("learned", "empty"),
     "vae": _text,
     "text_encoder": _text,
+    "vae_hash": _text_or_none,
+    "text_encoder_hash": _text_or_none,
+    "vae_scaling_factor": _number_or_none,
     "max_tokens": _count,
     "label_names": lambda value: tuple(map(_text, _list(value))),
     "trained_sizes": lambda value: tuple((_count(h), _count(w)) for h, w in _list(value)),

@@ -81,9 +81,15 @@ class TrainStep(Strict):
 
     command: Literal["train"] = "train"
     features: Source
+    resolution: PositiveInt | None = Field(
+        None, description="Which of the features' resolutions; may be left out if they have one."
+    )
     model: ModelOptions | None = Field(None, description="Initialise a new model (instead of `init`).")
     init: Source | None = Field(
         None, description="Checkpoint, pipeline or file to start from: whatever convert reads."
+    )
+    allow_other_encoders: bool = Field(
+        False, description="Train on, although other encoders made the features than those of `init`."
     )
     positions: Positions | None = Field(None, description="Change the resolution of `init`.")
     max_train_steps: PositiveInt

@@ -20,6 +20,7 @@ from pixart_core.recipe.training import ModelOptions, TrainStep
 from pixart_core.seeding import derive_seed
 from pixart_core.training.batches import Unconditional
 from pixart_core.training.initial import Initial, ReadInit, read_folder
+from pixart_core.training.match import refuse_other_encoders, with_encoders
 from pixart_core.training.unconditional import find_unconditional
 
 
@@ -64,19 +65,18 @@ def start_model(step: TrainStep, store: FeatureStore, read_init: ReadInit = read
         model, changed = _changed(initial, step)
     config = model.config
     check_fit(config, store)
+    notes = _notes(config, store)
+    if initial is not None:
+        notes += refuse_other_encoders(step, config, store, inherited)
     facts = dataclasses.replace(
-        inherited,
+        with_encoders(inherited, config, store),
         uncond=step.uncond or inherited.uncond,
-        vae=store.details["vae"]["source"],
-        text_encoder=store.details["text_encoder"]["source"],
         max_tokens=store.max_tokens,
         label_names=store.label_names,
         trained_sizes=tuple(store.buckets),
         trained_positions=(config.sample_size, float(config.interpolation_scale)),
     )
-    return Start(
-        model, facts, find_unconditional(step, store, config, initial), changed, _notes(config, store)
-    )
+    return Start(model, facts, find_unconditional(step, store, config, initial), changed, notes)
 
 
 def _changed(initial: Initial, step: TrainStep) -> tuple[Transformer, dict[str, Any]]:
