@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
+from pixart_core.artifacts.publish import staged_file
+from pixart_core.artifacts.tensor_file import cast
 from pixart_core.conversion.from_dit import NORM_EPS
 from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING, Kind, position_table, to_original
 from pixart_core.conversion.opened import OWN_ENTRY
-from pixart_core.errors import UserError
+from pixart_core.errors import PixartError, UserError
 from pixart_core.models.build import Transformer
 from pixart_core.models.dit import DiTTransformer
 
@@ -41,10 +43,10 @@ def write_official(
     notes: list[str] = []
     if isinstance(model, DiTTransformer):
         _check_dit(model)
-    weights = to_original(kind, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
+    weights = to_original(kind, model.state_dict())
     config = model.config
     table = position_table(config.width, config.sample_size, config.patch_size, config.interpolation_scale)
-    weights[POS_EMBED] = table.to(dtype)
+    weights[POS_EMBED] = table
     if kind == "pixart":
         if y_embedding is None and facts.uncond == "learned":
             raise UserError(
@@ -57,14 +59,31 @@ def write_official(
                 "the model has no learned unconditional caption: y_embedding is zeros; with the official "
                 "code, give the encoded empty caption as the unconditional one"
             )
-        weights[Y_EMBEDDING] = y_embedding.to(dtype)
+        weights[Y_EMBEDDING] = y_embedding
     own = facts.to_details() | {"config": config.to_diffusers()}
     own["model"]["label_names"] = list(facts.label_names)
-    content: dict[str, Any] = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
+    content = {name: _alone(cast(name, weights.pop(name), dtype)) for name in list(weights)}
     path = folder / (PIXART_FILE if kind == "pixart" else DIT_FILE)
     container = {"state_dict": content} if kind == "pixart" else {"model": content, "ema": content}
-    torch.save(container | {OWN_ENTRY: own}, path)
+    _save(container | {OWN_ENTRY: own}, path)
     return path, notes
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """`tensor` without neighbours: torch.save writes all of the memory that a tensor is a part of."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole and tensor.is_contiguous() else tensor.contiguous().clone()
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Raises:
+    PixartError: the disk is full."""
+    with staged_file(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a write that failed
+            reason = getattr(error.__context__, "strerror", None) or str(error).splitlines()[0]
+            raise PixartError(f"cannot write {path}: {reason}") from error
 
 
 def _check_dit(model: DiTTransformer) -> None:

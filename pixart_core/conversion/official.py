@@ -178,11 +178,20 @@ def read_positions(table: Float[Tensor, "1 n d"], patch_size: int, source: objec
     # Far positions multiply rounding, so a half-precision table is compared more loosely.
     tolerance = POSITION_TOLERANCE.get(table.dtype, 1e-4) * max(1.0, side / 16)
     error = float("inf")
-    for scale in (max(round(measured * 16), 1) / 16, measured):  # 1, 1.5, 2: what people use, exactly
+    near: float | None = None
+    # As people write scales: 1, 1.5, 2; then decimals. The one that gives the very table is taken.
+    for scale in (max(round(measured * 16), 1) / 16, round(measured, 2), round(measured, 4), measured):
+        if scale <= 0:
+            continue
         expected = position_table(width, side * patch_size, patch_size, scale)
-        error = min(error, (stored - expected).abs().max().item())
-        if error <= tolerance:
+        if torch.equal(expected.to(table.dtype), table):
             return side * patch_size, scale
+        off = (stored - expected).abs().max().item()
+        if off <= tolerance and near is None:
+            near = scale
+        error = min(error, off)
+    if near is not None:
+        return side * patch_size, near
     raise UntoldError(
         f"{source}: pos_embed is not the sin-cos table of a {side}x{side} grid at any position scale "
         f"(off by {error:.2g}); {WITHOUT_TABLE}"

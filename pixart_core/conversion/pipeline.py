@@ -14,7 +14,7 @@ from pixart_core.conversion.encoder_folders import put_text_encoder, put_vae, te
 from pixart_core.errors import UserError
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.dit import DiTTransformer
-from pixart_core.models.files import CONFIG, save_transformer
+from pixart_core.models.files import CONFIG, MAX_SHARD_SIZE, save_transformer
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.sampling.schedulers import build_scheduler
 
@@ -31,6 +31,7 @@ def write_pipeline(
     text_encoder: str,
     y_embedding: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
 ) -> dict[str, Any]:
     """Write every part of the pipeline but the card.
 
@@ -57,7 +58,7 @@ def write_pipeline(
             f"text encoder {text_encoder} has tokens of width {width}, but the model was made for "
             f"{config.caption_channels}"
         )
-    save_transformer(config, model.state_dict(), folder / TRANSFORMER, dtype)
+    save_transformer(config, model.state_dict(), folder / TRANSFORMER, dtype, max_shard_size)
     build_scheduler("dpm-solver", facts.prediction_type).save_pretrained(folder / "scheduler")
     if y_embedding is not None:
         write_uncond(folder, y_embedding)
@@ -69,17 +70,37 @@ def write_pipeline(
     return inside.to_details() | {"size": size}
 
 
-def write_dit_folder(folder: Path, model: DiTTransformer, dtype: torch.dtype = torch.float32) -> None:
+def write_dit_folder(
+    folder: Path,
+    model: DiTTransformer,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: int | str = MAX_SHARD_SIZE,
+    *,
+    force: bool = False,
+) -> list[str]:
     """Write a DiT as diffusers' `DiTTransformer2DModel`, in `folder/transformer`.
+
+    Args:
+        force: write a DiT of another timestep embedding, too, which is what diffusers' own conversion of
+            the released DiT weights does.
+
+    Returns:
+        Notes for the user.
 
     Raises:
         UserError: the class cannot compute what this model computes.
     """
-    config = model.config
+    config, notes = model.config, []
     if config.timestep_freq_shift != 1:
-        raise UserError(
-            "diffusers' DiTTransformer2DModel embeds timesteps with frequency shift 1 and this DiT with 0, "
-            "so it would compute something else there; use to=official (DiT's own layout) or to=pixart"
+        if not force:
+            raise UserError(
+                "diffusers' DiTTransformer2DModel embeds timesteps with frequency shift 1 and this DiT with "
+                "0, so it would compute something else there; use to=official (DiT's own layout), to=dit or "
+                "to=pixart, or dit_definition=diffusers to write it all the same"
+            )
+        notes.append(
+            "diffusers embeds timesteps with frequency shift 1, these weights were trained with 0: its "
+            "outputs differ, as they do for the DiT weights that it publishes"
         )
     if config.interpolation_scale != 1:
         raise UserError("diffusers' DiTTransformer2DModel has no position scale; this DiT's is not 1")
@@ -90,11 +111,12 @@ def write_dit_folder(folder: Path, model: DiTTransformer, dtype: torch.dtype = t
             tensor = weights.pop(name)
             for index in range(config.num_layers):
                 weights[f"transformer_blocks.{index}.norm1.{name}"] = tensor
-        config = dataclasses.replace(config, embedders="per_block")
-    save_transformer(config, weights, folder / TRANSFORMER, dtype)
+    config = dataclasses.replace(config, embedders="per_block", timestep_freq_shift=1)
+    save_transformer(config, weights, folder / TRANSFORMER, dtype, max_shard_size)
     # Our entry is not needed here (its values are the class's own), and diffusers would warn about it.
     plain = {name: value for name, value in config.to_diffusers().items() if name != "pixart"}
     write_json(folder / TRANSFORMER / CONFIG, plain)
+    return notes
 
 
 def _check_vae(vae: str, vae_config: dict[str, Any], config: TransformerConfig) -> None:
