@@ -110,11 +110,11 @@ def _check_target_options(step: ConvertStep, is_dit: bool) -> None:
 
 
 def _check_modulation(step: ConvertStep, config: TransformerConfig, given: list[str]) -> None:
-    own = "pixart" if config.conditioning == "text" else "dit"
-    if step.to not in ("pixart", own) and config.diffusers_class is None:
+    if step.to in ("diffusers", "official") and config.diffusers_class is None:
+        own = "to=pixart" if config.conditioning == "text" else "to=pixart or to=dit"
         raise UserError(
             f"{step.source} has conditioning {config.conditioning} and modulation {config.modulation}; "
-            f"neither diffusers nor the original code has such a model: use to={own}"
+            f"neither diffusers nor the original code has such a model: use {own}"
         )
     unused = [name for name in given if name in SOLVED_ONLY]
     if unused and config.modulation == step.modulation:
