@@ -1,18 +1,25 @@
 """DiT to PixArt: equal at one timestep, whatever the text, and measured away from it."""
 
 import dataclasses
+import json
 
 import original_layouts as original
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 
+from pixart_core.artifacts.card import read_card
 from pixart_core.conversion.agreement import measure_agreement
+from pixart_core.conversion.convert import run_conversion
 from pixart_core.conversion.detect import load_any
 from pixart_core.conversion.from_dit import pixart_from_dit, with_definition
 from pixart_core.conversion.infer import Hints
+from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
+from pixart_core.models.files import load_transformer, save_transformer
+from pixart_core.progress import Silent
+from pixart_core.recipe.schema import ConvertStep
 
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 DIFFUSERS = {"embedders": "per_block", "timestep_freq_shift": 1, "mlp_norm_eps": 1e-5}
@@ -38,38 +45,128 @@ def random_dit(seed: int = 0, **changes):
     return dit
 
 
-@pytest.mark.parametrize("changes", [{}, DIFFUSERS], ids=["original", "diffusers"])
-@pytest.mark.parametrize("shared_mlp", ["mean", "first", "zero", "random"])
-def test_pixart_equals_the_dit_at_500_whatever_the_text(changes, shared_mlp) -> None:
-    dit = random_dit(**changes)
-    pixart = pixart_from_dit(dit, caption_channels=12, shared_mlp=shared_mlp, seed=3)
-    latents, t = torch.randn(2, 4, 8, 12), torch.tensor([500, 500])
-    expected = dit(latents, t, torch.tensor([5, 5]))
-    for text in (torch.randn(2, 7, 12), torch.zeros(2, 1, 12)):
-        torch.testing.assert_close(pixart(latents, t, text), expected, **CLOSE)
-    away = torch.tensor([100, 900])
-    assert not torch.allclose(
-        pixart(latents, away, text), dit(latents, away, torch.tensor([5, 5])), atol=1e-2
+def null_labels(dit, count: int) -> torch.Tensor:
+    return torch.full((count,), dit.null_class)
+
+
+def without_class(dit):
+    """A copy whose class embeddings are zero."""
+    copy = build_transformer(dit.config)
+    copy.load_state_dict(
+        {name: 0 * t if "class_embedder" in name else t for name, t in dit.state_dict().items()}
     )
+    return copy
 
 
-def test_without_class_it_equals_the_dit_whose_class_embedding_is_zero() -> None:
-    dit = random_dit()
-    pixart = pixart_from_dit(dit, caption_channels=12, class_condition="none")
+def outputs(dit, pixart, timesteps: list[int], seed: int):
+    """(of the DiT's null class, of PixArt with some caption) on the same latents."""
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.tensor(timesteps)
+    latents = torch.randn(len(t), 4, 8, 12, generator=generator)
+    text = 3 * torch.randn(len(t), 5, 12, generator=generator)
+    mask = torch.arange(5) < torch.randint(1, 6, (len(t), 1), generator=generator)
     with torch.no_grad():
-        dit.emb.class_embedder.embedding_table.weight.zero_()
-    latents, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    expected = dit(latents, t, torch.tensor([0]))
-    torch.testing.assert_close(pixart(latents, t, torch.randn(1, 2, 12)), expected, **CLOSE)
+        return dit(latents, t, null_labels(dit, len(t))), pixart(latents, t, text, mask)
 
 
-@pytest.mark.parametrize("timestep", [0, 731, 999])
-def test_the_timestep_of_agreement_is_a_choice(timestep) -> None:
+@pytest.mark.parametrize("layout", [{}, DIFFUSERS], ids=["original", "diffusers"])
+@pytest.mark.parametrize("shared_mlp", ["mean", "first", "zero", "random"])
+@pytest.mark.parametrize("class_condition", ["null", "none"])
+@pytest.mark.parametrize("timestep", [500, 0, 731, 999])
+def test_pixart_equals_the_dit_at_the_chosen_timestep_whatever_the_text(
+    layout, shared_mlp, class_condition, timestep
+) -> None:
+    for seed in range(3):
+        dit = random_dit(seed, **layout)
+        pixart = pixart_from_dit(
+            dit,
+            caption_channels=12,
+            timestep=timestep,
+            class_condition=class_condition,
+            shared_mlp=shared_mlp,
+            seed=seed,
+        )
+        expected = dit if class_condition == "null" else without_class(dit)
+        theirs, ours = outputs(expected, pixart, [timestep] * 2, seed)
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+        theirs, ours = outputs(expected, pixart, [(timestep + 400) % 1000], seed)
+        assert not torch.allclose(ours, theirs, atol=1e-2)
+
+
+EVERYWHERE = [0, 1, 99, 250, 500, 731, 999]
+
+
+@pytest.mark.parametrize("class_condition", ["null", "none"])
+@pytest.mark.parametrize("modulation", ["adaln", "adaln_single"])
+def test_with_the_dit_s_own_modulation_pixart_equals_it_at_every_timestep(
+    class_condition, modulation
+) -> None:
+    for seed in range(3):
+        dit = random_dit(seed, modulation=modulation)
+        pixart = pixart_from_dit(
+            dit, caption_channels=12, modulation=modulation, class_condition=class_condition, seed=seed
+        )
+        assert (pixart.config.conditioning, pixart.config.modulation) == ("text", modulation)
+        expected = dit if class_condition == "null" else without_class(dit)
+        theirs, ours = outputs(expected, pixart, EVERYWHERE, seed)
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+        rows = measure_agreement(dit, pixart, class_condition=class_condition)
+        assert all(row[key] < 1e-5 for row in rows for key in ("modulation", "final", "output"))
+
+
+def with_copied_embedders(shared):
+    """The same weights in the layout of diffusers' class, which then means something else."""
+    copies = build_transformer(dataclasses.replace(shared.config, **DIFFUSERS))
+    weights = dict(shared.state_dict())
+    for name in [name for name in weights if name.startswith("emb.")]:
+        tensor = weights.pop(name)
+        weights |= {f"transformer_blocks.{i}.norm1.{name}": tensor for i in range(shared.config.num_layers)}
+    copies.load_state_dict(weights, strict=True)
+    return copies
+
+
+@pytest.mark.parametrize("definition", ["auto", "diffusers"])
+def test_diffusers_dit_keeps_its_definition_at_every_timestep(definition) -> None:
+    copies = with_copied_embedders(random_dit())
+    dit, _ = with_definition(copies, definition)
+    pixart = pixart_from_dit(dit, caption_channels=12, modulation="adaln")
+    if definition == "diffusers":
+        theirs = DiTTransformer2DModel.from_config(copies.config.to_diffusers()).eval()
+        theirs.load_state_dict(copies.state_dict(), strict=True)
+        assert pixart.config.timestep_freq_shift == 1
+        latents, t = torch.randn(7, 4, 8, 8), torch.tensor(EVERYWHERE)
+        expected = theirs(latents, t, null_labels(dit, 7)).sample
+        torch.testing.assert_close(pixart(latents, t, torch.randn(7, 2, 12)), expected, **CLOSE)
+    else:
+        expected, ours = outputs(random_dit(), pixart, EVERYWHERE, 0)
+        torch.testing.assert_close(ours, expected, **CLOSE)
+
+
+def test_a_modulation_that_the_dit_cannot_keep_is_refused() -> None:
+    with pytest.raises(UserError, match=r"one timestep embedder for all blocks; this DiT .*has several"):
+        pixart_from_dit(random_dit(**DIFFUSERS), caption_channels=12, modulation="adaln")
+    with pytest.raises(UserError, match="this DiT has one for all"):
+        pixart_from_dit(random_dit(modulation="adaln_single"), caption_channels=12, modulation="adaln")
+
+
+def test_convert_keeps_the_modulation_on_request(tmp_path) -> None:
     dit = random_dit()
-    pixart = pixart_from_dit(dit, caption_channels=12, timestep=timestep)
-    latents, t = torch.randn(1, 4, 8, 8), torch.tensor([timestep])
-    expected = dit(latents, t, torch.tensor([5]))
-    torch.testing.assert_close(pixart(latents, t, torch.randn(1, 2, 12)), expected, **CLOSE)
+    save_transformer(dit.config, dit.state_dict(), tmp_path / "dit")
+    options = {"source": str(tmp_path / "dit"), "to": "pixart", "caption_channels": 12, "modulation": "adaln"}
+    result = run_conversion(ConvertStep(**options), tmp_path / "ours", Silent())
+    rows = json.loads((tmp_path / "ours" / "reparameterisation.json").read_text())
+    assert rows == result["reparameterisation"]
+    assert all(row["output"] < 1e-5 for row in rows)
+    assert read_card(tmp_path / "ours")["details"]["timestep_of_agreement"] == "all"
+    theirs, ours = outputs(dit, load_transformer(tmp_path / "ours"), EVERYWHERE, 0)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    for unused in ({"timestep": 3}, {"shared_mlp": "zero"}):
+        with pytest.raises(UserError, match=f"{next(iter(unused))}: not with modulation=adaln"):
+            run_conversion(ConvertStep(**options, **unused), tmp_path / "other", Silent())
+    again = ConvertStep(source=str(tmp_path / "ours"), to="pixart", modulation="adaln")
+    with pytest.raises(UserError, match="modulation: only for a DiT"):
+        run_conversion(again, tmp_path / "other", Silent())
+    assert not (tmp_path / "other").exists()
 
 
 def test_it_equals_the_original_dit_written_by_hand(tmp_path) -> None:
@@ -96,12 +193,7 @@ def test_it_equals_diffusers_dit_trained_in_that_class() -> None:
 
 def test_original_weights_in_diffusers_layout_mean_the_original_dit() -> None:
     shared = random_dit()
-    copies = build_transformer(dataclasses.replace(shared.config, **DIFFUSERS))
-    weights = dict(shared.state_dict())
-    for name in [name for name in weights if name.startswith("emb.")]:
-        tensor = weights.pop(name)
-        weights |= {f"transformer_blocks.{i}.norm1.{name}": tensor for i in range(3)}
-    copies.load_state_dict(weights, strict=True)
+    copies = with_copied_embedders(shared)
     restored, reason = with_definition(copies, "auto")
     assert restored.config == shared.config
     torch.testing.assert_close(restored.state_dict(), shared.state_dict(), rtol=0, atol=0)

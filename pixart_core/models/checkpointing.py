@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 Checkpointing = Literal["none", "selective", "full"]
 
 _aten = torch.ops.aten
-# Matrix products and attention: nearly all of the time, about half of the memory.
+# Matrix products and attention: what costs the time.
 KEPT_OPERATIONS = [
     _aten.mm.default,
     _aten.addmm.default,
