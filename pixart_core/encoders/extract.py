@@ -19,9 +19,10 @@ from diffusers.models import AutoencoderKL
 from torch import Tensor
 
 from pixart_core.artifacts.captions import read_captions
-from pixart_core.artifacts.card import card_for, fingerprint, fingerprint_input
-from pixart_core.artifacts.feature_writer import FeatureWriter, ImageRows
-from pixart_core.artifacts.features import Bucket
+from pixart_core.artifacts.card import card_for
+from pixart_core.artifacts.feature_files import only_launch
+from pixart_core.artifacts.feature_plan import Bucket, FeaturePlan, PlannedImage
+from pixart_core.artifacts.feature_writer import FeatureWriter
 from pixart_core.artifacts.manifest import ImageRecord, Manifest
 from pixart_core.data.buckets import assign_bucket, bucket_table
 from pixart_core.data.images import ImageReader, resize_and_crop
@@ -62,33 +63,40 @@ def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) 
     if not records:
         raise UserError(f"{step.data}: no images are left for training (all are held out)")
     captions = _captions(step, records)
-    # Each distinct caption is encoded and stored once; number 0 is the empty one.
-    numbers: dict[str, int] = {"": 0}
-    for caption in captions:
-        numbers.setdefault(caption, len(numbers))
-
-    plan = {
-        "options": _deciding_options(step),
-        "data": fingerprint_input(str(step.data)),
-        "records": [(record.id, record.label) for record in records],
-        "captions": captions,
-        "vae": vae_details,
-        "text_encoder": text_encoder.describe(),
+    settings = _deciding_options(step) | {
+        "vae": vae_details["hash"],
+        "text_encoder": text_encoder.describe()["hash"],
     }
-    writer = FeatureWriter(output, fingerprint(plan), step.storage)
-    _encode_captions(step, text_encoder, list(numbers), writer, progress)
-    rows = [(record, numbers[caption]) for record, caption in zip(records, captions, strict=True)]
-    buckets = _by_bucket(rows, table)
-    _encode_images(step, vae, manifest, buckets, writer, progress)
+    resolution = step.all_resolutions[0]
+    with only_launch(output):
+        plan = FeaturePlan.open(output, settings, tables={resolution: table}, shard_size=step.shard_size)
+        plan.extend(_planned(records, captions, table))
+        writer = FeatureWriter(output, plan, step.storage, first=True)
+        texts = {record.id: text for record, text in zip(records, captions, strict=True)}
+        _encode_captions(step, text_encoder, plan, texts, writer, progress)
+        _encode_images(step, vae, manifest, {record.id: record for record in records}, writer, progress)
+        return _finish(step, output, plan, writer, vae_details, text_encoder, manifest, captions, progress)
 
+
+def _finish(
+    step: ExtractFeaturesStep,
+    output: Path,
+    plan: FeaturePlan,
+    writer: FeatureWriter,
+    vae_details: dict[str, Any],
+    text_encoder: TextEncoder,
+    manifest: Manifest,
+    captions: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
     details = {
         "latent_channels": vae_details["latent_channels"],
         "caption_channels": text_encoder.channels,
         "max_tokens": step.max_tokens,
         "storage": step.storage,
-        "count": len(records),
-        "buckets": {f"{height}x{width}": len(group) for (height, width), group in buckets.items()},
-        "captions": len(numbers),
+        "count": plan.count,
+        "buckets": {f"{height}x{width}": count for (height, width), count in plan.counts().items()},
+        "captions": plan.captions,
         "vae": vae_details | {"source": _loadable(str(step.vae))},
         "text_encoder": text_encoder.describe() | {"source": _loadable(str(step.text_encoder))},
         "label_names": list(manifest.label_names),
@@ -96,7 +104,7 @@ def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) 
     }
     writer.finish(card_for("features", step, details))
     uncaptioned = captions.count("")
-    _report(step, details["error"], uncaptioned, len(records), progress)
+    _report(step, details["error"], uncaptioned, plan.count, progress)
     told = {key: details[key] for key in ("count", "captions", "buckets", "storage", "error")}
     return {"output": str(output), **told, "uncaptioned": uncaptioned}
 
@@ -129,36 +137,35 @@ def _deciding_options(step: ExtractFeaturesStep) -> dict[str, Any]:
     return step.model_dump(mode="json", include=set(chosen))
 
 
-def _by_bucket(
-    rows: Sequence[tuple[ImageRecord, int]], table: Sequence[Bucket]
-) -> dict[Bucket, list[tuple[ImageRecord, int]]]:
-    """The images of each bucket, in the order of the manifest; buckets in that of their sizes."""
-    groups: dict[Bucket, list[tuple[ImageRecord, int]]] = {}
+def _planned(
+    records: Sequence[ImageRecord], captions: Sequence[str], table: Sequence[Bucket]
+) -> Iterator[PlannedImage]:
     nearest: dict[tuple[int, int], Bucket] = {}
-    for record, caption in rows:
+    for record, caption in zip(records, captions, strict=True):
         size = (record.height, record.width)
         if size not in nearest:
             nearest[size] = assign_bucket(*size, table)
-        groups.setdefault(nearest[size], []).append((record, caption))
-    return dict(sorted(groups.items()))
+        yield PlannedImage(record.id, caption, record.label, *size, (nearest[size],))
 
 
 def _encode_captions(
     step: ExtractFeaturesStep,
     encoder: TextEncoder,
-    captions: Sequence[str],
+    plan: FeaturePlan,
+    captions: dict[str, str],
     writer: FeatureWriter,
     progress: Progress,
 ) -> None:
     small = encoder.model.device.type == "cpu" and encoder.model.num_parameters() < _SMALL_MODEL
-    progress.start("captions", len(captions))
-    for number, part in enumerate(_parts(captions, step.shard_size)):
-        name = f"text-{number:05d}.safetensors"
-        if not writer.has(name):
-            with _single_threaded_torch() if small else contextlib.nullcontext():
-                states = encoder.encode_each(part, step.max_tokens, step.batch_size)
-            writer.write_text(name, states)
-        progress.advance("captions", len(part))
+    progress.start("captions", plan.captions)
+    progress.advance("captions", plan.captions - sum(len(shard.rows) for shard in writer.missing("text")))
+    for shard in writer.missing("text"):
+        uses = plan.first_uses(shard.rows).tolist()
+        texts = ["" if row < 0 else captions[plan.ids([row])[0]] for row in uses]
+        with _single_threaded_torch() if small else contextlib.nullcontext():
+            states = encoder.encode_each(texts, step.max_tokens, step.batch_size)
+        writer.write_text(shard, states)
+        progress.advance("captions", len(texts))
     progress.finish("captions")
 
 
@@ -166,38 +173,26 @@ def _encode_images(
     step: ExtractFeaturesStep,
     vae: AutoencoderKL,
     manifest: Manifest,
-    buckets: dict[Bucket, list[tuple[ImageRecord, int]]],
+    records: dict[str, ImageRecord],
     writer: FeatureWriter,
     progress: Progress,
 ) -> None:
     reader = ImageReader(manifest.folder)
-    progress.start("images", sum(map(len, buckets.values())))
-    for bucket, rows in buckets.items():
-        for number, part in enumerate(_parts(rows, step.shard_size)):
-            name = f"image-{bucket[0]}x{bucket[1]}-{number:05d}.safetensors"
-            if writer.has(name):
-                progress.advance("images", len(part))
-                continue
-            moments = []
-            for latents in _moments(vae, reader, [record for record, _ in part], bucket, step.batch_size):
-                moments.append(latents)
-                progress.advance("images", len(latents[0]))
-            writer.write_images(name, bucket, _image_rows(part, moments))
+    progress.start("images", len(records))
+    progress.advance("images", len(records) - sum(len(shard.rows) for shard in writer.missing("image")))
+    for shard in writer.missing("image"):
+        assert shard.bucket is not None
+        rows = [records[name] for name in writer.plan.ids(shard.rows)]
+        batches = []
+        for part, (mean, std) in zip(
+            _parts(rows, step.batch_size),
+            _moments(vae, reader, rows, shard.bucket, step.batch_size),
+            strict=True,
+        ):
+            batches.append(([record.id for record in part], {"mean": mean, "std": std}))
+            progress.advance("images", len(part))
+        writer.write_images(shard, batches)
     progress.finish("images")
-
-
-def _image_rows(
-    rows: Sequence[tuple[ImageRecord, int]], moments: Sequence[tuple[Tensor, Tensor]]
-) -> ImageRows:
-    records = [record for record, _ in rows]
-    return ImageRows(
-        ids=[record.id for record in records],
-        mean=torch.cat([mean for mean, _ in moments]),
-        std=torch.cat([std for _, std in moments]),
-        labels=torch.tensor([-1 if record.label is None else record.label for record in records]),
-        sizes=torch.tensor([(record.height, record.width) for record in records]),
-        captions=torch.tensor([caption for _, caption in rows]),
-    )
 
 
 def _moments(
