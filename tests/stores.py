@@ -1,11 +1,14 @@
-"""A tiny feature store for tests of training: 2 classes, 3 latent channels, captions of width 8."""
+"""Tiny feature stores for tests: 2 classes, 3 latent channels, captions of width 8."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pixart_core.artifacts.card import Card
-from pixart_core.artifacts.feature_writer import FeatureWriter, ImageRows
+from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedImage
+from pixart_core.artifacts.feature_writer import FeatureWriter
 
 DETAILS = {
     "latent_channels": 3,
@@ -18,28 +21,42 @@ DETAILS = {
 
 
 def write_tiny_store(
-    folder: Path, buckets: dict[tuple[int, int], int] | None = None, unlabelled: int = 0
+    folder: Path, buckets: dict[tuple[int, int], int] | None = None, unlabelled: int = 0, flip: bool = False
 ) -> Path:
     """Write a store of random features with `buckets` (pixels: count); captions vary in length; the first
     `unlabelled` samples of each bucket have no class."""
     generator = torch.Generator().manual_seed(0)
-    writer = FeatureWriter(folder, "plan", "fp32")
-    lengths = [1, 3, 5, 2, 4]
-    writer.write_text("text-00000.safetensors", [torch.randn(n, 8, generator=generator) for n in lengths])
-    for (height, width), count in (buckets or {(16, 16): 10, (8, 24): 7}).items():
-        numbers = torch.arange(count)
-        shape = (count, 3, height // 2, width // 2)
-        writer.write_images(
-            f"image-{height}x{width}-00000.safetensors",
-            (height, width),
-            ImageRows(
-                ids=[f"{height}x{width}-{n}" for n in range(count)],
-                mean=torch.randn(shape, generator=generator),
-                std=torch.rand(shape, generator=generator),
-                labels=torch.where(numbers < unlabelled, -1, numbers % 2),
-                sizes=torch.tensor([[height, width]]).expand(count, 2),
-                captions=1 + numbers % 4,
-            ),
+    sizes = buckets or {(16, 16): 10, (8, 24): 7}
+    plan = FeaturePlan.open(folder, {"flip": flip}, tables={16: list(sizes)}, shard_size=100)
+    plan.extend(
+        PlannedImage(
+            id=f"{height}x{width}-{number}",
+            caption=f"caption {number % 4}",
+            label=None if number < unlabelled else number % 2,
+            height=height,
+            width=width,
+            buckets=((height, width),),
         )
-    writer.finish(Card("features", {}, {}, DETAILS))
+        for (height, width), count in sizes.items()
+        for number in range(count)
+    )
+    writer = FeatureWriter(folder, plan, "fp32", first=True)
+    tokens = [torch.randn(length, 8, generator=generator) for length in (1, 3, 5, 2, 4)]
+    for shard in writer.missing("text"):
+        writer.write_text(shard, tokens[: len(shard.rows)])
+    moments = {bucket: _moments(bucket, count, generator, flip) for bucket, count in sizes.items()}
+    for shard in writer.missing("image"):
+        assert shard.bucket is not None
+        writer.write_images(shard, [(plan.ids(shard.rows), moments[shard.bucket])])
+    assert writer.finish(Card("features", {}, {}, DETAILS))
     return folder
+
+
+def _moments(
+    bucket: tuple[int, int], count: int, generator: torch.Generator, flip: bool
+) -> Mapping[str, Tensor]:
+    shape = (count, 3, bucket[0] // 2, bucket[1] // 2)
+    moments = {"mean": torch.randn(shape, generator=generator), "std": torch.rand(shape, generator=generator)}
+    if flip:
+        moments |= {f"{name}_flipped": value.flip(-1) for name, value in moments.items()}
+    return moments

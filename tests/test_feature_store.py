@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from pixart_core.artifacts.card import CARD, Card
-from pixart_core.artifacts.feature_writer import FeatureWriter, ImageRows, Storage
-from pixart_core.artifacts.features import INDEX, FeatureStore
+from pixart_core.artifacts.feature_index import INDEX
+from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedImage
+from pixart_core.artifacts.feature_writer import FeatureWriter, Storage
+from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.quantise import dequantise, quantise
 from pixart_core.errors import PixartError, UserError
 
@@ -34,25 +36,39 @@ def captions(count: int, width: int = 96) -> list[Tensor]:
     return [torch.randn(1 + 3 * (i % 4), width, generator=generator) for i in range(count)]
 
 
-def rows(start: int, count: int, mean: Tensor, std: Tensor) -> ImageRows:
-    numbers = torch.arange(start, start + count)
-    sizes = torch.stack([numbers + 10, numbers + 20], 1)
-    return ImageRows([f"id{n}" for n in numbers.tolist()], mean, std, numbers % 2, sizes, numbers % 7)
+BUCKETS = {(64, 64): (5, 5), (32, 96): (2, 8)}  # pixels: latent
+TABLES = {64: list(BUCKETS)}
+
+
+def images() -> list[PlannedImage]:
+    return [
+        PlannedImage(f"id{n}{b}", f"text {n % 7}" if n % 7 else "", n % 2, n + 10, n + 20, (bucket,))
+        for b, bucket in enumerate(BUCKETS)
+        for n in range(8)
+    ]
+
+
+def open_writer(folder: Path, storage: Storage = "int8", **settings: object) -> FeatureWriter:
+    plan = FeaturePlan.open(folder, {"storage": storage} | settings, tables=TABLES, shard_size=5)
+    plan.extend(images())
+    return FeatureWriter(folder, plan, storage, first=True)
 
 
 def write_store(folder: Path, storage: Storage = "int8", noise: float = 1.0) -> FeatureWriter:
-    writer = FeatureWriter(folder, "plan", storage)
+    writer = open_writer(folder, storage)
     texts = captions(7)
-    for shard, part in enumerate((texts[:4], texts[4:])):
-        if not writer.has(name := f"text-{shard:05d}.safetensors"):
-            writer.write_text(name, part)
-    for bucket, size in (((64, 64), (5, 5)), ((32, 96), (2, 8))):
-        for shard, (start, count) in enumerate(((0, 5), (5, 3))):
-            name = f"image-{bucket[0]}x{bucket[1]}-{shard:05d}.safetensors"
-            if not writer.has(name):
-                mean, std = moments(count, *size, seed=shard)
-                writer.write_images(name, bucket, rows(start, count, mean, noise * std))
-    writer.finish(Card("features", {}, {}, DETAILS))
+    for shard in writer.missing("text"):
+        writer.write_text(shard, [texts[number] for number in shard.rows])
+    for shard in writer.missing("image"):
+        assert shard.bucket is not None
+        number = int(shard.name[-17:-12])
+        mean, std = moments(len(shard.rows), *BUCKETS[shard.bucket], seed=number)
+        ids = writer.plan.ids(shard.rows)
+        batches = [
+            (ids[a : a + 2], {"mean": mean[a : a + 2], "std": noise * std[a : a + 2]}) for a in (0, 2, 4)
+        ]
+        writer.write_images(shard, [batch for batch in batches if batch[0]])
+    assert writer.finish(Card("features", {}, {}, DETAILS))
     return writer
 
 
@@ -78,7 +94,7 @@ def test_a_batch_across_shards_holds_what_was_written(
         assert batch.mask[row].tolist() == [True] * length + [False] * (batch.mask.shape[1] - length)
         assert not batch.text[row, length:].any()
     assert batch.text.shape[1] == max(len(texts[number]) for number in (6, 0, 4))
-    assert batch.ids == ["id6", "id0", "id4"]
+    assert batch.ids == ["id60", "id00", "id40"]
     assert batch.labels.tolist() == [0, 0, 0]
     assert batch.sizes.tolist() == [[16, 26], [10, 20], [14, 24]]
     assert batch.mean.dtype == batch.text.dtype == torch.float32
@@ -89,7 +105,7 @@ def test_the_store_tells_its_buckets_and_ids(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path)
     assert store.buckets == {(32, 96): 8, (64, 64): 8}
     assert len(store) == 16
-    assert store.sample_ids((32, 96)) == [f"id{n}" for n in range(8)]
+    assert store.sample_ids((32, 96)) == [f"id{n}1" for n in range(8)]
     assert (store.scaling_factor, store.vae_downsampling, store.label_names) == (1.5, 2, ("a", "b"))
     torch.testing.assert_close(store.empty_caption(), captions(1)[0], atol=2e-2, rtol=0)
     with pytest.raises(IndexError):
@@ -138,6 +154,7 @@ def test_a_killed_writer_resumes_to_the_same_bytes(tmp_path: Path, cut: int) -> 
     whole = files(tmp_path / "whole")
     # What a kill leaves: some shards, an index with a cut line, a partial file, no card.
     names = [json.loads(line)["name"] for line in whole[INDEX].decode().splitlines()[1:]]
+    assert names[0] == "plan-00000.safetensors"
     killed = tmp_path / "killed"
     killed.mkdir()
     for name in names[: cut // 2 + 1]:
@@ -161,15 +178,14 @@ def test_shards_that_are_there_are_not_written_again(tmp_path: Path) -> None:
 
 def test_features_of_other_options_are_refused(tmp_path: Path) -> None:
     write_store(tmp_path)
-    with pytest.raises(UserError, match="made from other data, encoders or options"):
-        FeatureWriter(tmp_path, "another plan")
+    with pytest.raises(UserError, match=r"with other settings \(storage: \"int8\", now \"fp16\"\)"):
+        open_writer(tmp_path, "fp16")
 
 
 def test_values_that_a_storage_cannot_hold_are_an_error(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path, "fp16")
     with pytest.raises(PixartError, match="token is not finite in fp16"):
-        FeatureWriter(tmp_path, "plan", "fp16").write_text(
-            "text-00000.safetensors", [torch.full((1, 8), 1e6)]
-        )
+        writer.write_text(writer.missing("text")[0], [torch.full((1, 8), 1e6)] * 5)
 
 
 def test_a_broken_store_is_named(tmp_path: Path) -> None:

@@ -1,170 +1,270 @@
-"""Writes the feature store that `features.py` describes, shard by shard, resuming where it was killed."""
+"""Writes the shards of a feature store, in any order and from several processes; see `features.py`.
+
+A shard holds one row a sample (image) or token (text): the bytes of its values one after another, as
+`layout` in the file's metadata says, so that a sample is read in one go. `xxh3` is the hash of the bytes of
+each image or caption.
+
+How the processes of one launch use it (`processes` of `launch.connect`):
+
+    with only_launch(folder) if processes.first else nullcontext():
+        if processes.first:
+            plan = FeaturePlan.open(...); plan.extend(images)
+            writer = FeatureWriter(folder, plan, storage, first=True)
+        processes.wait()
+        if not processes.first:
+            plan = FeaturePlan.open(...); writer = FeatureWriter(folder, plan, storage)
+        processes.wait()  # `missing` is what was missing when the writer was made: the same for all
+        for shard in processes.share(writer.missing("image")): writer.write_images(...)
+        processes.wait()
+        if processes.first: writer.finish(card)
+"""
 
 import dataclasses
-import hashlib
+import itertools
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
-from safetensors.torch import save
+import xxhash
+from jaxtyping import Float
 from torch import Tensor
 
 from pixart_core.artifacts.card import CARD, Card
-from pixart_core.artifacts.features import FORMAT, INDEX, Bucket, read_index
-from pixart_core.artifacts.publish import write_bytes, write_text
+from pixart_core.artifacts.feature_files import sync_folder, write_columns
+from pixart_core.artifacts.feature_index import append_entry, read_index, write_index
+from pixart_core.artifacts.feature_plan import FeaturePlan, Kind, PlannedShard
 from pixart_core.artifacts.quantise import dequantise, quantise
-from pixart_core.errors import PixartError, UserError
+from pixart_core.errors import PixartError
 
 Storage = Literal["int8", "fp16", "fp32"]
+# (manifest ids, {"mean", "std"[, "mean_flipped", "std_flipped"]}: unscaled moments (b, c, h, w) of the VAE)
+ImageBatch = tuple[Sequence[str], Mapping[str, Tensor]]
+SIDES = (("mean", "std"), ("mean_flipped", "std_flipped"))
+
+_STORED = {"int8": "I8", "fp16": "F16", "fp32": "F32"}
 
 # diffusers clamps logvar at -30, std at 3e-7: where std is nowhere above this, the VAE has no noise.
 _NO_NOISE = 1.0e-6
 
 
-@dataclasses.dataclass
-class ImageRows:
-    """What one image shard holds.
-
-    Attributes:
-        ids: manifest ids.
-        mean, std: unscaled moments of the VAE.
-        labels: class of stage 1, -1 for none.
-        sizes: original (height, width) in pixels.
-        captions: number of each image's caption in the store's text shards; 0 is the empty caption.
-    """
-
-    ids: Sequence[str]
-    mean: Float[Tensor, "n c h w"]
-    std: Float[Tensor, "n c h w"]
-    labels: Int[Tensor, " n"]
-    sizes: Int[Tensor, "n 2"]
-    captions: Int[Tensor, " n"]
-
-
 class FeatureWriter:
-    """Publishes shards one by one; those that an earlier, killed run published are kept.
+    """Publishes shards one by one; those that an earlier, killed run published are kept."""
 
-    Shards must be written in the same order by every run, so that the index is the same too.
-    """
+    def __init__(
+        self, folder: Path, plan: FeaturePlan, storage: Storage = "int8", *, first: bool = False
+    ) -> None:
+        """Open `folder` for writing what `plan` says.
 
-    def __init__(self, folder: Path, plan: str, storage: Storage = "int8") -> None:
-        """Open `folder` for writing what `plan`, a fingerprint of inputs and options, stands for.
-
-        Raises:
-            UserError: `folder` holds features made from other inputs or options.
+        Args:
+            first: this is the only process or the first, and no other has begun to write: clear what
+                killed runs left.
         """
         self.folder = folder
+        self.plan = plan
         self.storage = storage
-        found, self.entries = read_index(folder)
-        if found is not None and found != plan:
-            raise UserError(
-                f"{folder} holds features made from other data, encoders or options; "
-                "delete it or choose another output"
-            )
-        if found is None and (folder / CARD).exists():
-            raise UserError(f"{folder} holds something else; choose another output")
-        for partial in folder.glob(".*.partial"):  # of a killed run
-            partial.unlink()
-        header = json.dumps({"format": FORMAT, "plan": plan}, sort_keys=True)
-        # Rewritten, so that a line which a kill cut short is gone.
-        write_text(folder / INDEX, "".join(f"{line}\n" for line in [header, *map(_line, self.entries)]))
-        self._done = {entry["name"] for entry in self.entries if self._is_whole(entry)}
-
-    def _is_whole(self, entry: Mapping[str, Any]) -> bool:
-        path = self.folder / entry["name"]
-        return path.is_file() and path.stat().st_size == entry["bytes"]
-
-    def has(self, name: str) -> bool:
-        """Whether the shard `name` is published already."""
-        return name in self._done
-
-    def write_text(self, name: str, tokens: Sequence[Float[Tensor, "l d"]]) -> None:
-        """Publish the token states of captions, in order; text shards are numbered on from 0."""
-        offsets = torch.tensor([0, *(len(states) for states in tokens)]).cumsum(0)
-        columns, errors = self._pack({"token": torch.cat(list(tokens))})
-        self._publish(
-            {"kind": "text", "name": name, "count": len(tokens), "error": errors},
-            columns | {"offset": offsets},
-        )
-
-    def write_images(self, name: str, bucket: Bucket, rows: ImageRows) -> None:
-        """Publish the moments of images of `bucket` (pixels)."""
-        moments = {"mean": rows.mean}
-        if rows.std.max() > _NO_NOISE:
-            moments["std"] = rows.std
-        columns, errors = self._pack(moments)
-        ids = [value.encode() for value in rows.ids]
-        width = max(map(len, ids))
-        columns |= {
-            "id": torch.tensor([list(value.ljust(width, b"\0")) for value in ids], dtype=torch.uint8),
-            "label": rows.labels.to(torch.int32),
-            "size": rows.sizes.to(torch.int32),
-            "caption": rows.captions.to(torch.int64),
+        if first:
+            self._clear()
+        published = read_index(folder).entries
+        self._missing: dict[Kind, list[PlannedShard]] = {
+            kind: [shard for shard in plan.shards(kind) if not self._is_whole(published.get(shard.name))]
+            for kind in ("text", "image")
         }
-        entry = {"kind": "image", "name": name, "bucket": list(bucket), "count": len(ids), "error": errors}
-        self._publish(entry, columns)
 
-    def finish(self, card: Card) -> None:
-        """Write the card, which makes the store complete."""
+    def missing(self, kind: Kind) -> list[PlannedShard]:
+        """The shards that were not published when this writer was made, in the canonical order."""
+        return self._missing[kind]
+
+    def write_text(self, shard: PlannedShard, tokens: Iterable[Float[Tensor, "l d"]]) -> None:
+        """Publish the token states of the captions `shard.rows`, in that order.
+
+        They may come from a generator: only their packed bytes are held.
+        """
+        packer = _Packer(self.storage)
+        lengths = [packer.add({"token": states}) for states in tokens]
+        if len(lengths) != len(shard.rows) or min(lengths) < 1:
+            raise PixartError(
+                f"{shard.name}: {len(lengths)} captions with tokens instead of {len(shard.rows)}"
+            )
+        rows, layout = packer.rows(["token"])
+        offset = np.array([0, *lengths]).cumsum()
+        self._publish(shard, layout, packer.errors(), {"row": rows, "offset": offset})
+
+    def write_images(
+        self,
+        shard: PlannedShard,
+        batches: Iterable[ImageBatch],
+    ) -> None:
+        """Publish the moments of the images `shard.rows`, in that order.
+
+        Args:
+            batches: ids and moments of some images at a time. They may come from a generator.
+        """
+        packer = _Packer(self.storage)
+        ids: list[str] = []
+        noise = 0.0
+        for names, moments in batches:
+            ids.extend(names)
+            packer.add(moments)
+            noise = max([noise, *(float(moments[std].max()) for _, std in SIDES if std in moments)])
+        if ids != self.plan.ids(shard.rows):
+            raise PixartError(f"{shard.name}: these are not the images that were planned for it")
+        stored = [name for side in SIDES for name in side if name in packer.shapes]
+        if noise <= _NO_NOISE:
+            stored = [name for name in stored if not name.startswith("std")]
+        rows, layout = packer.rows(stored)
+        encoded = np.array([name.encode() for name in ids])
+        columns = {"row": rows, "id": encoded.view(np.uint8).reshape(len(ids), -1)}
+        self._publish(shard, layout, packer.errors(stored), columns)
+
+    def finish(self, card: Card) -> bool:
+        """Bring the index into the canonical order and, if nothing is missing, write the card.
+
+        Returns:
+            Whether the store is complete; it is not while text or images are not made yet.
+        """
+        published = read_index(self.folder).entries
+        shards = [*self.plan.shards("text"), *self.plan.shards("image")]
+        names = [*self.plan.segments, *(shard.name for shard in shards)]
+        write_index(
+            self.folder, self.plan.fingerprint, [published[name] for name in names if name in published]
+        )
+        if not all(self._is_whole(published.get(name)) for name in names):
+            return False
         card.write(self.folder)
+        sync_folder(self.folder)
+        return True
 
     def errors(self) -> dict[str, float]:
         """Relative rms error of what is stored against what the encoders gave, for each kind of value."""
-        names = sorted({name for entry in self.entries for name in entry["error"]})
+        published = read_index(self.folder).entries
+        shards = [*self.plan.shards("text"), *self.plan.shards("image")]
+        entries = [published[shard.name] for shard in shards if shard.name in published]
         result = {}
-        for name in names:
-            pairs = [(e["error"][name], e["count"]) for e in self.entries if name in e["error"]]
+        for name in sorted({name for entry in entries for name in entry["error"]}):
+            pairs = [(entry["error"][name], entry["count"]) for entry in entries if name in entry["error"]]
             square = sum(error**2 * count for error, count in pairs) / sum(count for _, count in pairs)
             result[name] = float(f"{math.sqrt(square):.4g}")
         return result
 
-    def _pack(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        columns: dict[str, Tensor] = {}
-        errors = {}
+    def _clear(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for partial in self.folder.glob(".*.partial"):  # of a killed run
+            partial.unlink()
+        shards = [*self.plan.shards("text"), *self.plan.shards("image")]
+        published = read_index(self.folder).entries
+        entries: dict[str, Mapping[str, Any]] = {}
+        entries |= {name: self.plan.segment_entry(name) for name in self.plan.segments}
+        entries |= {s.name: published[s.name] for s in shards if self._is_whole(published.get(s.name))}
+        if len(entries) < len(self.plan.segments) + len(shards):
+            (self.folder / CARD).unlink(missing_ok=True)
+        # Rewritten, so that lines which a kill cut short are gone.
+        write_index(self.folder, self.plan.fingerprint, entries.values())
+
+    def _is_whole(self, entry: Mapping[str, Any] | None) -> bool:
+        if entry is None:
+            return False
+        path = self.folder / entry["name"]
+        return path.is_file() and path.stat().st_size == entry["bytes"]
+
+    def _publish(
+        self,
+        shard: PlannedShard,
+        layout: Sequence[Mapping[str, Any]],
+        errors: Mapping[str, float],
+        columns: Mapping[str, np.ndarray],
+    ) -> None:
+        rows = columns["row"]
+        edges = columns["offset"] if "offset" in columns else np.arange(len(rows) + 1)
+        hashes = [
+            xxhash.xxh3_64_intdigest(rows[start:stop].reshape(-1).data)
+            for start, stop in itertools.pairwise(edges)
+        ]
+        metadata = {"kind": shard.kind, "layout": json.dumps(layout)}
+        written = write_columns(
+            self.folder / shard.name, {**columns, "xxh3": np.array(hashes, np.uint64)}, metadata
+        )
+        entry = {"kind": shard.kind, "name": shard.name, "count": len(shard.rows), "error": dict(errors)}
+        if shard.bucket is not None:
+            entry["bucket"] = list(shard.bucket)
+        append_entry(self.folder, entry | dataclasses.asdict(written))
+
+
+class _Packer:
+    """Turns values into rows of bytes, a batch at a time."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.shapes: dict[str, list[int]] = {}
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._squares: dict[str, list[float]] = {}
+
+    def add(self, values: Mapping[str, Float[Tensor, "n ..."]]) -> int:
+        """Pack n rows of each of `values`; returns n."""
+        count = 0
         for name, value in values.items():
-            value = value.float().contiguous()
-            if self.storage == "int8":
-                # Latents in groups along the flattened sample, text along the channels of a token.
-                codes, scale = quantise(value.flatten(1))
-                columns |= {name: codes.view_as(value), f"{name}_scale": scale}
-                stored = dequantise(codes, scale).view_as(value)
-            else:
-                columns[name] = value.half() if self.storage == "fp16" else value
-                stored = columns[name].float()
-            size = _norm(value)
-            difference = _norm(stored - value)
-            if not math.isfinite(size + difference):
-                raise PixartError(
-                    f"{name} is not finite in {self.storage}; a wider storage or dtype is needed"
+            value = value.float()
+            count = len(value)
+            shape = list(value.shape[1:])
+            if self.shapes.setdefault(name, shape) != shape:
+                raise PixartError(f"{name} has rows of {shape} and of {self.shapes[name]}")
+            flat = value.reshape(count, -1).contiguous()
+            for key, stored, found in self._stored(name, flat):
+                self._parts.setdefault(key, []).append(stored)
+                if found is not None:
+                    self._measure(name, flat, found)
+        return count
+
+    def rows(self, names: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """The rows (n, bytes) of `names`, and what lies where in them."""
+        layout, parts, start = [], [], 0
+        for name in names:
+            for key in (name, f"{name}_scale"):
+                if key not in self._parts:
+                    continue
+                column = np.concatenate(self._parts[key])
+                dtype = (
+                    "BF16"
+                    if key.endswith("_scale")
+                    else {"int8": "I8", "fp16": "F16", "fp32": "F32"}[self.storage]
                 )
-            errors[name] = float(f"{difference / size if size else 0.0:.4g}")
-        return columns, errors
+                layout.append({"name": key, "dtype": dtype, "start": start, "bytes": column.shape[1]})
+                if key == name:
+                    layout[-1]["shape"] = self.shapes[name]
+                start += column.shape[1]
+                parts.append(column)
+        return np.concatenate(parts, axis=1), layout
 
-    def _publish(self, entry: dict[str, Any], columns: Mapping[str, Tensor]) -> None:
-        data = save(dict(columns))
-        entry |= {"bytes": len(data), "blake2b": hashlib.blake2b(data, digest_size=16).hexdigest()}
-        write_bytes(self.folder / entry["name"], data)
-        self._done.add(entry["name"])
-        if any(known["name"] == entry["name"] for known in self.entries):
-            return  # a shard that was gone is made again; its line is there
-        self.entries.append(entry)
-        try:
-            with (self.folder / INDEX).open("a") as file:
-                file.write(f"{_line(entry)}\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise PixartError(f"cannot write {self.folder / INDEX}: {error.strerror or error}") from error
+    def errors(self, names: Sequence[str] = ("token",)) -> dict[str, float]:
+        """Relative rms error of each of `names`."""
+        result = {}
+        for name in names:
+            difference, size = self._squares[name]
+            result[name] = float(f"{math.sqrt(difference / size) if size else 0.0:.4g}")
+        return result
+
+    def _stored(self, name: str, flat: Tensor) -> list[tuple[str, np.ndarray, Tensor | None]]:
+        if self.storage == "int8":
+            # Latents in groups along the flattened sample, text along the channels of a token.
+            codes, scale = quantise(flat)
+            return [(name, _bytes(codes), dequantise(codes, scale)), (f"{name}_scale", _bytes(scale), None)]
+        stored = flat.half() if self.storage == "fp16" else flat
+        return [(name, _bytes(stored), stored.float())]
+
+    def _measure(self, name: str, value: Tensor, stored: Tensor) -> None:
+        difference, size = _square(stored - value), _square(value)
+        if not math.isfinite(size + difference):
+            raise PixartError(f"{name} is not finite in {self.storage}; a wider storage or dtype is needed")
+        before = self._squares.setdefault(name, [0.0, 0.0])
+        self._squares[name] = [before[0] + difference, before[1] + size]
 
 
-def _norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
+def _bytes(values: Tensor) -> np.ndarray:
+    return values.contiguous().view(torch.uint8).numpy()
 
 
-def _line(entry: Mapping[str, Any]) -> str:
-    return json.dumps(entry, sort_keys=True)
+def _square(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
