@@ -20,6 +20,7 @@ from pixart_core.models.config import TransformerConfig
 from pixart_core.models.files import check_weights
 
 NO_HINTS = Hints()
+SIGMA_TOKENS = 300
 HOW_TO_CHANGE = "to change it, leave {} out and give resolution=256|512|1024 or positions.sample_size=N"
 # A position scale that is no multiple of 1/16 was measured from the table, not read.
 POSITIONS_TOLERANCE = 1e-3
@@ -112,6 +113,11 @@ def understand(opened: Opened, hints: Hints) -> Understood:
     positions, notes = _stored_positions(renamed.pos_embed, renamed.weights, opened, hints)
     if opened.has_ema:
         notes.append(f"the file has EMA and plain weights; the {opened.used} weights are used")
+    if renamed.y_embedding is not None and len(renamed.y_embedding) == SIGMA_TOKENS:
+        notes.append(
+            f"{SIGMA_TOKENS} caption tokens are PixArt-Sigma's, which goes with another VAE than "
+            "PixArt-alpha: name it with vae"
+        )
     config = _checked_config(renamed.weights, positions, opened, hints)
     return Understood(config, renamed.weights, renamed.y_embedding, notes)
 

@@ -45,7 +45,6 @@ PARTS = (
     ("final_layer", ("scale_shift_table", "proj_out")),
 )
 MICRO_CONDITION_PIXELS = 1024
-VAE_FACTOR = 8
 
 
 def describe(source: str | Path) -> dict[str, Any]:
@@ -171,7 +170,7 @@ def _placeholders(opened: Opened) -> tuple[Hints, list[str]]:
 def _config(opened: Opened, found: Understood, unknown: list[str]) -> dict[str, Any]:
     config, facts = found.config, opened.facts
     text, sized = config.conditioning == "text", "sample_size" not in unknown
-    factor = vae_factor(opened) or VAE_FACTOR
+    factor, factor_known = vae_factor(opened)
     resolution = factor * config.sample_size if sized else None
     if resolution is None and config.use_additional_conditions:
         resolution = MICRO_CONDITION_PIXELS
@@ -183,6 +182,7 @@ def _config(opened: Opened, found: Understood, unknown: list[str]) -> dict[str, 
         "resolution": resolution,
         "resolution_told_by": _told_by(opened, sized, config.use_additional_conditions),
         "vae_factor": factor,
+        "vae_factor_assumed": not factor_known,
         "sample_size": config.sample_size if sized else None,
         "interpolation_scale": config.interpolation_scale if sized else None,
         "micro_conditions": config.use_additional_conditions,
@@ -200,6 +200,7 @@ def _config(opened: Opened, found: Understood, unknown: list[str]) -> dict[str, 
         "embedders": config.embedders,
         "prediction_type": facts.prediction_type,
         "uncond": facts.uncond if text else "null class",
+        "encoders_stored": opened.facts_stored,
         "vae": facts.vae,
         "text_encoder": facts.text_encoder if text else None,
     }

@@ -7,8 +7,10 @@ from typing import Any
 
 from pixart_core.artifacts.card import CARD, read_card
 from pixart_core.artifacts.uncond import UNCOND
+from pixart_core.conversion.encoder_folders import read_config
 from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING
 from pixart_core.conversion.opened import PIPELINE_INDEX, Opened
+from pixart_core.conversion.resize import RELEASED_VAE, RELEASED_VAE_FACTOR
 from pixart_core.conversion.transformer_folder import read_json
 from pixart_core.errors import UserError
 from pixart_core.training.state import saved_states
@@ -29,15 +31,13 @@ def missing_parts(opened: Opened) -> list[str]:
     return missing
 
 
-def vae_factor(opened: Opened) -> int | None:
-    """Pixels per latent pixel of the VAE inside a pipeline; None: there is none, or none that says so."""
-    config = opened.path / "vae" / "config.json"
-    if opened.container != "pipeline" or not config.is_file():
-        return None
+def vae_factor(opened: Opened) -> tuple[int, bool]:
+    """(pixels per latent pixel of the model's VAE, whether that is known and not assumed)."""
     try:
-        return int(2 ** (len(read_json(config, "")["block_out_channels"]) - 1))
+        config = read_config(opened.facts.vae, "vae") or {}
+        return int(2 ** (len(config["block_out_channels"]) - 1)), True
     except (UserError, KeyError, TypeError):
-        return None
+        return RELEASED_VAE_FACTOR, opened.facts.vae == RELEASED_VAE
 
 
 def card_progress(path: Path) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from pixart_core.artifacts.card import Card, read_card
 from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, facts_of, read_checkpoint_card
 from pixart_core.artifacts.uncond import UNCOND, read_uncond
 from pixart_core.conversion.official import Y_EMBEDDING
-from pixart_core.conversion.recognise import Format, base_model, recognise
+from pixart_core.conversion.recognise import CONTROLNET_BASE, Format, base_model, recognise
 from pixart_core.conversion.transformer_folder import find_weights, read_json, read_transformer_config
 from pixart_core.conversion.weight_files import WeightFile, read_weight_file
 from pixart_core.errors import UserError
 from pixart_core.models.files import CONFIG
+from pixart_core.recipe.records import CHAIN
 
 Container = Literal["file", "transformer folder", "pipeline", "checkpoint"]
 OFFICIAL_CARD = "official"
@@ -45,6 +46,7 @@ class Opened:
         has_ema, used: whether the file has averaged weights; which were taken ("ema", "model", "base").
         y_embedding: learned unconditional caption stored beside diffusers-named weights.
         extra: other entries of a container (epoch, step, args, ...).
+        facts_stored: whether the source says `facts`; else they are those of the released weights.
     """
 
     path: Path
@@ -58,6 +60,7 @@ class Opened:
     used: str = "model"
     y_embedding: Tensor | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts_stored: bool = False
 
 
 def open_source(source: str | Path, which: str = "ema") -> Opened:
@@ -90,7 +93,8 @@ def _open_path(path: Path, which: str) -> Opened:
         opened = _open_transformer(path / TRANSFORMER, "checkpoint", facts)
         # Training publishes the averaged weights alone.
         used = "ema" if card and card["options"].get("command") == "train" else "model"
-        return dataclasses.replace(opened, path=path, used=used, y_embedding=read_uncond(path))
+        y_embedding = read_uncond(path)
+        return dataclasses.replace(opened, path=path, used=used, y_embedding=y_embedding, facts_stored=True)
     if (path / PIPELINE_INDEX).exists():
         return _open_pipeline(path)
     if card and card["kind"] != OFFICIAL_CARD:
@@ -102,6 +106,10 @@ def _open_path(path: Path, which: str) -> Opened:
     files = [file for file in files if file.name != UNCOND]
     if len(files) == 1:
         return _open_file(files[0], which)
+    if (path / CHAIN).is_dir():
+        raise UserError(
+            f"{path} is the folder of a `pixart run`; name one of its steps, e.g. {path}/pipeline"
+        )
     several = f" ({', '.join(file.name for file in files[:4])}: name one)" if files else ""
     raise UserError(f"{path} holds no transformer{several}; {EXPECTED}")
 
@@ -162,6 +170,7 @@ def _open_file(path: Path, which: str) -> Opened:
         weights=weights,
         config=own.get("config") or (_config_beside(path) if kind == "diffusers" else None),
         facts=ModelFacts.from_details(own, path) if own else _file_facts(kind, weights),
+        facts_stored=bool(own),
         files=(path,),
         has_ema=file.ema is not None,
         used=used,
@@ -177,7 +186,8 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
 
 def _file_facts(kind: Format, weights: Mapping[str, Tensor]) -> ModelFacts:
     """Those of the released weights; a file without the learned caption can only be given the empty one."""
-    learned = weights.get(Y_EMBEDDING) if kind == "official PixArt" else None
+    prefix = CONTROLNET_BASE if kind == "official PixArt ControlNet" else ""
+    learned = weights.get(prefix + Y_EMBEDDING)
     if learned is None or learned.ndim != 2:
         return ModelFacts(uncond="empty")
     return ModelFacts(uncond="learned", max_tokens=len(learned))
@@ -207,7 +217,7 @@ def _open_pipeline(path: Path) -> Opened:
         if (path / part).is_dir():
             changes[part] = str(path)
     opened = _open_transformer(path / TRANSFORMER, "pipeline", dataclasses.replace(facts, **changes))
-    return dataclasses.replace(opened, path=path, y_embedding=read_uncond(path))
+    return dataclasses.replace(opened, path=path, y_embedding=read_uncond(path), facts_stored=True)
 
 
 def _open_transformer(folder: Path, container: Container, facts: ModelFacts) -> Opened:
