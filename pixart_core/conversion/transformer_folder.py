@@ -31,8 +31,8 @@ def read_transformer_config(folder: Path) -> dict[str, Any]:
     name = config.get("_class_name") or ", ".join(map(str, config.get("architectures") or ["no class"]))
     if name not in TRANSFORMER_CLASSES:
         raise UserError(
-            f"{folder} holds {name}, not a PixArtTransformer2DModel or DiTTransformer2DModel; give the folder "
-            "of the transformer, or of the whole pipeline"
+            f"{folder} holds {name}, not a PixArtTransformer2DModel or DiTTransformer2DModel; "
+            "give the folder of the transformer, or of the whole pipeline"
         )
     return config
 
