@@ -29,7 +29,6 @@ def diffusion_loss(
     *,
     latents: Float[Tensor, "b c h w"],
     noise: Float[Tensor, "b c h w"],
-    noisy: Float[Tensor, "b c h w"],
     timesteps: Int[Tensor, " b"],
     prediction_type: str,
     weighting: str = "uniform",
@@ -44,13 +43,14 @@ def diffusion_loss(
     channels = latents.shape[1]
     prediction, variance = output[:, :channels], output[:, channels:]
     target = schedule.target(prediction_type, latents, noise, timesteps)
-    mse = (prediction - target).square().flatten(1).mean(1)
+    error = prediction - target
+    mse = error.square().flatten(1).mean(1)
     if weighting == "truncated_snr":
         mse = mse * truncated_snr_weight(schedule, prediction_type, timesteps)
     if variance.shape[1] == 0:
         return LossTerms(mse, None)
-    predicted = schedule.predict_latents(prediction_type, prediction.detach(), noisy, timesteps)
-    return LossTerms(mse, variational_bound(schedule, predicted, variance, latents, noisy, timesteps))
+    latent_error = schedule.latent_error(prediction_type, error.detach(), timesteps)
+    return LossTerms(mse, variational_bound(schedule, latent_error, variance, latents, timesteps))
 
 
 def truncated_snr_weight(
@@ -69,50 +69,45 @@ def truncated_snr_weight(
 
 def variational_bound(
     schedule: NoiseSchedule,
-    predicted_latents: Float[Tensor, "b c h w"],
+    latent_error: Float[Tensor, "b c h w"],
     variance: Float[Tensor, "b c h w"],
     latents: Float[Tensor, "b c h w"],
-    noisy: Float[Tensor, "b c h w"],
     timesteps: Int[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
-    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits per dimension; at t = 0 -log p(x_0 | x_1)."""
+    """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits per dimension; at t = 0 -log p(x_0 | x_1).
 
-    def posterior_mean(clean: Tensor) -> Tensor:
-        return (
-            at(schedule.posterior_mean_x0, timesteps) * clean
-            + at(schedule.posterior_mean_xt, timesteps) * noisy
-        )
+    Args:
+        latent_error: x_0 minus the predicted x_0.
+        variance: -1 for the posterior's log variance, +1 for beta's, between them in proportion.
+    """
+    low = at(schedule.posterior_log_variance, timesteps)
+    above = at(schedule.log_variance_range, timesteps) * (variance + 1) / 2  # log variance - low
+    mean_error = at(schedule.posterior_mean_x0, timesteps) * latent_error
 
-    low, high = at(schedule.posterior_log_variance, timesteps), at(schedule.log_betas, timesteps)
-    share = (variance + 1) / 2
-    log_variance = share * high + (1 - share) * low
-
-    mean, true_mean = posterior_mean(predicted_latents), posterior_mean(latents)
-    kl = 0.5 * (
-        log_variance
-        - low
-        - 1
-        + (low - log_variance).exp()
-        + (true_mean - mean).square() * (-log_variance).exp()
-    )
-    nll = -discretized_log_likelihood(latents, mean, 0.5 * log_variance)
+    kl = 0.5 * (above - 1 + (-above).exp() * (1 + mean_error.square() * (-low).exp()))
+    # At t = 0 the posterior's mean is x_0 itself.
+    nll = -discretized_log_likelihood(latents, mean_error, 0.5 * (low + above))
     bits = torch.where((timesteps == 0)[:, None, None, None], nll, kl) / math.log(2.0)
     return bits.flatten(1).mean(1)
 
 
-def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log-likelihood of `x` under a Gaussian binned to 255 steps of [-1, 1].
+def discretized_log_likelihood(x: Tensor, error: Tensor, log_std: Tensor) -> Tensor:
+    """Log-likelihood of `x` under a Gaussian of mean x - `error`, binned to 255 steps of [-1, 1].
 
     Made for 8-bit pixels; the released code applies it to latents too, and parity keeps it.
     """
     inverse_std = (-log_std).exp()
-    upper = _normal_cdf((x - mean + 1 / 255) * inverse_std)
-    lower = _normal_cdf((x - mean - 1 / 255) * inverse_std)
+    upper, lower = (error + 1 / 255) * inverse_std, (error - 1 / 255) * inverse_std
+    # A bin is as likely as its mirror image, and small probabilities have more digits than those near 1.
+    near, far = (1 / 255 - error.abs()) * inverse_std, (-1 / 255 - error.abs()) * inverse_std
+    inside = _normal_cdf(near) - _normal_cdf(far)
     # The outermost bins reach to infinity.
-    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    probability = torch.where(
+        x < -0.999, _normal_cdf(upper), torch.where(x > 0.999, _normal_cdf(-lower), inside)
+    )
     return probability.clamp(min=1e-12).log()
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    # The tanh approximation of the reference code, not erf.
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    # The tanh approximation of the reference code, not erf: (1 + tanh z) / 2 is sigmoid(2 z).
+    return torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))

@@ -28,10 +28,13 @@ class NoiseSchedule:
         self.alphas_cumprod = table(cumulative)
         self.signal = table(cumulative.sqrt())
         self.sigma = table((1.0 - cumulative).sqrt())
-        self.log_betas = table(betas.log())
-        self.posterior_log_variance = table(torch.cat([variance[1:2], variance[1:]]).log())
+        self.noise_to_signal = table(((1.0 - cumulative) / cumulative).sqrt())
+        posterior_log_variance = torch.cat([variance[1:2], variance[1:]]).log()
+        self.posterior_log_variance = table(posterior_log_variance)
+        # From the posterior's log variance to beta's.
+        self.log_variance_range = table(betas.log() - posterior_log_variance)
+        # Weight of x_0 in the posterior's mean.
         self.posterior_mean_x0 = table(betas * previous.sqrt() / (1.0 - cumulative))
-        self.posterior_mean_xt = table((1.0 - previous) * alphas.sqrt() / (1.0 - cumulative))
 
     def add_noise(
         self, latents: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Int[Tensor, " b"]
@@ -50,17 +53,17 @@ class NoiseSchedule:
         assert kind == "v_prediction", kind
         return at(self.signal, timesteps) * noise - at(self.sigma, timesteps) * latents
 
-    def predict_latents(
-        self, kind: str, output: Tensor, noisy: Tensor, timesteps: Int[Tensor, " b"]
+    def latent_error(
+        self, kind: str, error: Tensor, timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
-        """The x_0 that an output of this kind stands for."""
+        """x_0 minus the x_0 that an output of this kind stands for, from `error` = output - target.
+
+        Two x_0 that are computed on their own differ only in their last digits where there is little noise.
+        """
         if kind == "sample":
-            return output
-        signal, sigma = at(self.signal, timesteps), at(self.sigma, timesteps)
-        if kind == "epsilon":
-            return (noisy - sigma * output) / signal
-        assert kind == "v_prediction", kind
-        return signal * noisy - sigma * output
+            return -error
+        assert kind in ("epsilon", "v_prediction"), kind
+        return at(self.noise_to_signal if kind == "epsilon" else self.sigma, timesteps) * error
 
 
 def at(table: Float[Tensor, " t"], timesteps: Int[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:

@@ -56,7 +56,6 @@ def batch_loss(
         output,
         latents=batch.latents,
         noise=batch.noise,
-        noisy=noisy,
         timesteps=batch.timesteps,
         prediction_type=prediction_type,
         weighting=weighting,
