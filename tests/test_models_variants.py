@@ -16,10 +16,11 @@ from random_models import (
     tiny_config,
 )
 from safetensors.torch import save_file
+from stores import write_tiny_store
 
 from pixart_core.conversion.convert import run_conversion
 from pixart_core.conversion.detect import load_any
-from pixart_core.conversion.infer import Hints
+from pixart_core.conversion.infer import KNOWN_HEADS, Hints
 from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
@@ -28,6 +29,8 @@ from pixart_core.models.files import load_transformer, save_transformer
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import ConvertStep
+from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.training.loop import run_training
 
 TIMESTEPS = torch.tensor([0, 500, 999])
 OWN = [("text", "adaln"), ("class", "adaln_single")]
@@ -177,3 +180,43 @@ def test_every_combination_starts_with_a_silent_output_and_live_gradients(combin
     (output - 1).square().mean().backward()
     last = model.proj_out if modulation == "adaln_single" else model.proj_out_2
     assert last.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_a_recipe_trains_every_combination(tmp_path, combination) -> None:
+    conditioning, modulation = combination
+    shape = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "sample_size": 8}
+    step = TrainStep(
+        features=str(write_tiny_store(tmp_path / "features")),
+        model=ModelOptions(conditioning=conditioning, modulation=modulation, **shape),
+        max_train_steps=3,
+        global_batch_size=4,
+        micro_batch_size=4,
+        lr_warmup_steps=0,
+        ema_decay=0.0,
+    )
+    run_training(step, tmp_path / "run", Silent())
+    trained = load_transformer(tmp_path / "run")
+    assert (trained.config.conditioning, trained.config.modulation) == combination
+    last = trained.proj_out if modulation == "adaln_single" else trained.proj_out_2
+    assert last.weight.abs().max() > 0  # it started at zero
+
+
+@pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
+def test_a_named_size_sets_the_shape_and_a_contradiction_is_refused(size) -> None:
+    # Peebles & Xie (2023), Table 1: depth, width, heads.
+    depth, width, heads = {
+        "S": (12, 384, 6),
+        "B": (12, 768, 12),
+        "L": (24, 1024, 16),
+        "XL": (28, 1152, 16),
+    }[size]
+    options = ModelOptions(size=size)
+    assert (options.num_layers, options.num_attention_heads) == (depth, heads)
+    assert options.num_attention_heads * options.attention_head_dim == width
+    assert ModelOptions.model_validate(options.model_dump()) == options  # a resolved recipe reads again
+    assert ModelOptions(size=size, num_layers=depth) == options
+    for field in ("num_layers", "num_attention_heads", "attention_head_dim"):
+        with pytest.raises(ValueError, match=f"size {size} has {field} {getattr(options, field)}, not 3"):
+            ModelOptions(size=size, **{field: 3})
+    assert KNOWN_HEADS[width] == heads
