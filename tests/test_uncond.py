@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 from stores import write_tiny_store
 
+from pixart_cli.runners import RUNNERS
 from pixart_core.artifacts.card import Card, read_card
-from pixart_core.artifacts.uncond import read_uncond
+from pixart_core.artifacts.uncond import read_uncond, write_uncond
 from pixart_core.conversion.convert import run_conversion
 from pixart_core.conversion.detect import load_any
 from pixart_core.conversion.info import describe
-from pixart_core.conversion.initial import run_training as run_training_from_any
 from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
@@ -150,8 +150,6 @@ def test_training_does_not_replace_a_lost_embedding_by_a_new_one(tmp_path, store
 
 
 def test_an_embedding_that_is_too_short_for_the_features_is_refused(tmp_path, store) -> None:
-    from pixart_core.artifacts.uncond import write_uncond
-
     train(store, tmp_path / "learned", uncond="learned")
     write_uncond(tmp_path / "learned", torch.randn(77, 8))
     with pytest.raises(UserError, match=r"has 77 tokens of width 8, .* up to 120 .* max_tokens=77"):
@@ -166,11 +164,11 @@ def test_training_starts_from_an_official_file_with_its_embedding(tmp_path, stor
     train(store, tmp_path / "first", uncond="learned")
     convert(tmp_path / "first", "official", tmp_path / "official")
     file = tmp_path / "official/pixart.pth"
-    card = train(store, tmp_path / "second", run_training_from_any, init=file)
+    card = train(store, tmp_path / "second", RUNNERS["train"], init=file)
     assert card.details["model"]["uncond"] == "learned"
     assert torch.equal(read_uncond(tmp_path / "second"), read_uncond(tmp_path / "first"))
     # The same start as from the checkpoint itself: equal weights after equal steps.
-    train(store, tmp_path / "direct", run_training_from_any, init=tmp_path / "first")
+    train(store, tmp_path / "direct", RUNNERS["train"], init=tmp_path / "first")
     direct, second = (load_transformer(tmp_path / name).state_dict() for name in ("direct", "second"))
     assert all(torch.equal(direct[name], second[name]) for name in direct)
 
@@ -181,7 +179,7 @@ def test_what_cannot_be_a_start_is_one_clear_error(tmp_path, store, released) ->
     ):
         train(store, tmp_path / "run", init=released[0])
     with pytest.raises(UserError, match=r"give num_attention_heads to `pixart convert --from .*PixArt\.pth"):
-        train(store, tmp_path / "run", run_training_from_any, init=released[0])
+        train(store, tmp_path / "run", RUNNERS["train"], init=released[0])
     with pytest.raises(UserError, match="no such file or folder"):
-        train(store, tmp_path / "run", run_training_from_any, init=tmp_path / "nowhere.pth")
+        train(store, tmp_path / "run", RUNNERS["train"], init=tmp_path / "nowhere.pth")
     assert not (tmp_path / "run").exists()
