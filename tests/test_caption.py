@@ -1,21 +1,24 @@
-"""Captioning with a tiny random LLaVA: every image once, whatever kills the run, and what counts it."""
+"""Captioning with a tiny random LLaVA: every image once, whatever kills the run."""
 
+import dataclasses
 import json
-import resource
+import os
+import random
 import shutil
-import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from broken_images import encode, noise, write_salted_folder
 
-from pixart_core.artifacts.captions import CAPTIONS, SETTINGS, CaptionRow, open_caption_log, read_captions
+from pixart_core.artifacts.caption_work import PARTS
+from pixart_core.artifacts.captions import CAPTIONS, FAILED, read_captions
 from pixart_core.artifacts.manifest import read_manifest
 from pixart_core.data.caption_flags import caption_flags
-from pixart_core.encoders.caption import prompt_for, run_caption
+from pixart_core.encoders.caption import run_caption
+from pixart_core.encoders.caption_rows import prompt_for
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.caption import CaptionStep
@@ -54,11 +57,37 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
+@pytest.fixture(scope="module")
+def launched(
+    tmp_path_factory: pytest.TempPathFactory, step: CaptionStep
+) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """(folder, results of the launches on each output in it); see caption_launches.py."""
+    draw = random.Random(4)
+    each: list[tuple[str, int, float | int | None]] = [("killed", 1, draw.uniform(0, 0.9)) for _ in range(20)]
+    each += [("killed", 1, None), ("killed", 1, None), ("three", 3, None)]
+    each += [("shared", 3, 2), ("shared", 2, 2), ("shared", 2, None)]
+    folder = tmp_path_factory.mktemp("launches")
+    script = Path(__file__).with_name("caption_launches.py")
+    small = step.model_copy(update={"batch_size": 2, "with_original_caption": True})
+    done = subprocess.run(
+        [sys.executable, str(script), small.model_dump_json(), str(folder), json.dumps(each)],
+        capture_output=True, text=True, timeout=300, cwd=script.parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    results: dict[str, list[dict[str, Any]]] = {}
+    for (name, _, _), result in zip(each, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        results.setdefault(name, []).append(result)
+    return folder, results
+
+
 def test_every_usable_image_gets_its_own_caption(undisturbed: Path) -> None:
     rows = read_captions(undisturbed)
     assert list(rows) == [record.id for record in read_manifest(undisturbed / "manifest").records]
-    assert all(row.flags == caption_flags(row.caption) for row in rows.values())
+    assert all(set(caption_flags(row.caption)) <= set(row.flags) for row in rows.values())
+    assert not any(row.excluded or row.failed for row in rows.values())
     assert len({row.caption for row in rows.values()}) > IMAGES // 2  # the model does look at the picture
+    assert not (undisturbed / PARTS).exists()
 
 
 def test_captions_are_what_the_model_says_of_each_image_alone(
@@ -74,82 +103,51 @@ def test_captions_are_what_the_model_says_of_each_image_alone(
     model = LlavaForConditionalGeneration.from_pretrained(llava, dtype=torch.float32).eval()
     manifest = read_manifest(undisturbed / "manifest")
     rows = read_captions(undisturbed)
-    for record in manifest.records[:3]:
+    for record in manifest.records:
         image = ImageReader(manifest.folder).read(record)
         inputs = processor(images=image, text=f"USER: <image> {step.prompt} ASSISTANT:", return_tensors="pt")
         tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         new = tokens[0, inputs["input_ids"].shape[1] :]
         assert rows[record.id].caption == processor.decode(new, skip_special_tokens=True).strip()
+        ran_into_the_limit = len(new) == 8 and model.generation_config.eos_token_id not in new
+        assert ("truncated" in rows[record.id].flags) >= ran_into_the_limit
 
 
-def test_a_model_without_a_chat_template_gets_image_and_prompt(tmp_path: Path) -> None:
-    import torch
-    from tiny_llava import save_tiny_llava
-
-    from pixart_core.encoders.captioner import VisionLanguageModel
-
-    folder = save_tiny_llava(tmp_path / "plain", chat_template=False)
-    model = VisionLanguageModel.load(str(folder), dtype="bf16", device=torch.device("cpu"), max_new_tokens=4)
-    assert model.format_prompt("Describe this image") == "<image>\nDescribe this image"
-    texts = model.describe([noise(), noise(seed=1)], ["Describe this image", "Describe"])
-    assert len(texts) == 2
-    assert model.model.dtype == torch.float32
-
-
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from pixart_core.encoders import caption, captioner
-    from pixart_core.progress import Silent
-    from pixart_core.recipe.caption import CaptionStep
-
-    describe, calls = captioner.VisionLanguageModel.describe, []
-
-    def die_in_the_third_batch(self, images, prompts):
-        calls.append(1)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return describe(self, images, prompts)
-
-    captioner.VisionLanguageModel.describe = die_in_the_third_batch
-    caption.run_caption(CaptionStep.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Silent())
-"""
-
-
-def test_kill_9_loses_one_batch_and_the_end_is_the_same(
-    tmp_path: Path, step: CaptionStep, undisturbed: Path
+def test_killed_at_twenty_points_nothing_done_is_done_again_and_the_end_is_the_same(
+    launched: tuple[Path, dict[str, list[dict[str, Any]]]],
 ) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), step.model_dump_json(), str(tmp_path / "out")]
-    killed = subprocess.run(command, capture_output=True, timeout=120, cwd=Path(__file__).parents[1])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert (tmp_path / "out" / CAPTIONS).read_bytes().count(b"\n") == 2 * step.batch_size
-    with pytest.raises(UserError, match="unfinished"):
-        read_captions(tmp_path / "out")
-    result = run_caption(step, tmp_path / "out", Silent())
-    assert result["captioned_now"] == IMAGES - 2 * step.batch_size
-    assert contents(tmp_path / "out") == contents(undisturbed)
+    folder, results = launched[0], launched[1]["killed"]
+    kept: set[str] = set()
+    for result in results[:-2]:
+        described = [row_id for batch in result["described"] for row_id in batch]
+        assert kept.isdisjoint(described)  # what was kept is never described again
+        before, kept = kept, set(result["kept"])
+        assert before <= kept or not kept  # no parts are left once all is published
+        if kept:
+            assert len(set(described) - kept) <= 2  # the batch in flight
+    assert [len(result["kept"]) for result in results[:-2]] != [0] * 20
+    assert all(result["exit_codes"] == [-9] for result in results[:5])
+    assert [result["exit_codes"] for result in results[-2:]] == [[0], [0]]
+    assert results[-1]["described"] == []
+    assert contents(folder / "killed") == contents(folder / "whole")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.37, 0.62, 0.9, 0.999])
-def test_a_file_torn_at_any_byte_is_mended(
-    tmp_path: Path, step: CaptionStep, undisturbed: Path, share: float
+def test_processes_share_the_batches_and_another_number_goes_on_after_a_kill(
+    launched: tuple[Path, dict[str, list[dict[str, Any]]]],
 ) -> None:
-    output = tmp_path / "torn"
-    shutil.copytree(undisturbed, output)
-    (output / "card.json").unlink()
-    whole = (output / CAPTIONS).read_bytes()
-    (output / CAPTIONS).write_bytes(whole[: int(share * len(whole))])
-    run_caption(step, output, Silent())
-    assert contents(output) == contents(undisturbed)
+    folder, results = launched
+    (three,) = results["three"]
+    assert three["exit_codes"] == [0, 0, 0]
+    assert [len(batch) for batch in three["described"]] == [2] * (IMAGES // 2)
+    assert [result["exit_codes"] for result in results["shared"]] == [[-9] * 3, [-9] * 2, [0] * 2]
+    assert contents(folder / "three") == contents(folder / "whole") == contents(folder / "shared")
 
 
 def test_a_finished_run_does_nothing_again(
     step: CaptionStep, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(undisturbed)
-    monkeypatch.setattr(
-        "pixart_core.encoders.caption._caption_all", lambda *_: pytest.fail("captioned again")
-    )
+    monkeypatch.setattr("pixart_core.encoders.caption._rows", lambda *_: pytest.fail("captioned again"))
     result = run_caption(step, undisturbed, Silent())
     assert (result["images"], result["captioned_now"]) == (IMAGES, 0)
     assert contents(undisturbed) == before
@@ -162,6 +160,7 @@ def test_a_finished_run_does_nothing_again(
         ({"max_new_tokens": 9}, "max_new_tokens was 8, now 9"),
         ({"with_original_caption": True}, "with_original_caption was False, now True"),
         ({"captioner": "org/other"}, "captioner was .*, now 'org/other'"),
+        ({"retry_flagged": 1}, "retry_flagged was None, now 1"),
     ],
 )
 def test_other_settings_never_continue_the_same_folder(
@@ -170,6 +169,7 @@ def test_other_settings_never_continue_the_same_folder(
     before = contents(undisturbed)
     with pytest.raises(UserError, match=message):
         run_caption(step.model_copy(update=change), undisturbed, Silent())
+    run_caption(step, undisturbed, Silent())
     assert contents(undisturbed) == before
 
 
@@ -178,112 +178,15 @@ def test_more_images_and_another_batch_size_keep_what_is_there(
 ) -> None:
     output = tmp_path / "grown"
     run_caption(step.model_copy(update={"limit": 6}), output, Silent())
-    first = (output / CAPTIONS).read_bytes()
+    first = read_captions(output)
     result = run_caption(step.model_copy(update={"batch_size": 3}), output, Silent())
     assert result["captioned_now"] == IMAGES - 6
-    assert (output / CAPTIONS).read_bytes().startswith(first)
-    assert {i: row.caption for i, row in read_captions(output).items()} == {
-        i: row.caption for i, row in read_captions(undisturbed).items()
-    }
-
-
-def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> None:
-    settings = {"settings": {}, "schedule": {}, "batch_size": 2, "ids": ["a", "b", "c", "d"]}
-    one, other = (
-        [CaptionRow("a", "x"), CaptionRow("b", "y")],
-        [CaptionRow("c", "z" * 9000), CaptionRow("d", "")],
-    )
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open_caption_log(tmp_path, **settings) as log:
-        log.append(one)
-        before = (tmp_path / CAPTIONS).read_bytes()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        try:
-            with pytest.raises(PixartError, match="what is captioned is kept, run again"):
-                log.append(other)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        assert (tmp_path / CAPTIONS).read_bytes() == before
-    with open_caption_log(tmp_path, **settings) as log:
-        assert log.done == {"a", "b"}
-        log.append(other)
-    with open_caption_log(tmp_path, **settings) as log:
-        assert log.done == {"a", "b", "c", "d"}
-
-
-def test_two_processes_never_write_the_same_captions(tmp_path: Path) -> None:
-    options = {"settings": {}, "schedule": {}, "batch_size": 1, "ids": ["a"]}
-    with (
-        open_caption_log(tmp_path, **options),
-        pytest.raises(UserError, match="another process"),
-        open_caption_log(tmp_path, **options),
-    ):
-        pass
-
-
-def test_damaged_rows_and_foreign_files_are_named(tmp_path: Path) -> None:
-    options = {"settings": {}, "schedule": {}, "batch_size": 1, "ids": ["a"]}
-    (tmp_path / CAPTIONS).write_text("mine\n")
-    with pytest.raises(UserError, match=f"not {SETTINGS} beside it"), open_caption_log(tmp_path, **options):
-        pass
-    (tmp_path / CAPTIONS).unlink()
-    with open_caption_log(tmp_path, **options) as log:
-        log.append([CaptionRow("a", "x")])
-    with (tmp_path / CAPTIONS).open("a") as file:
-        file.write("{}\n")
-    with (
-        pytest.raises(UserError, match=r"captions\.jsonl:2: damaged row"),
-        open_caption_log(tmp_path, **options),
-    ):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"data": "/nowhere/at/all"}, "no such folder or file"),
-        ({"captioner": "/nowhere/llava"}, "captioner: /nowhere/llava is not a folder or hub id"),
-        ({"device": "gpu7"}, "device: 'gpu7' is no device"),
-    ],
-)
-def test_mistakes_get_one_clear_line(
-    tmp_path: Path, step: CaptionStep, change: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        run_caption(step.model_copy(update=change), tmp_path / "out", Silent())
-    assert "\n" not in str(caught.value)
-    mended = run_caption(step.model_copy(update={"limit": 1}), tmp_path / "out", Silent())
-    assert mended["captioned_now"] == 1
-
-
-def test_a_text_model_is_no_captioner(tmp_path: Path, step: CaptionStep) -> None:
-    from transformers import BertConfig
-
-    BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1).save_pretrained(tmp_path / "bert")
-    with pytest.raises(UserError, match="is not a folder or hub id of an image-text-to-text model"):
-        run_caption(step.model_copy(update={"captioner": str(tmp_path / "bert")}), tmp_path / "out", Silent())
-
-
-def test_the_original_caption_is_context_only_where_there_is_one(
-    undisturbed: Path, step: CaptionStep
-) -> None:
-    record = read_manifest(undisturbed / "manifest").records[0]
-    assert prompt_for(step, record) == step.prompt
-    told = step.model_copy(update={"with_original_caption": True})
-    assert prompt_for(told, record) == (
-        f'Given the caption of this image "{record.caption}", '
-        "describe this image and its style in a very detailed manner"
-    )
-
-
-@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji data are not here")
-def test_real_tars_are_captioned_and_compared_with_their_own_captions(tmp_path: Path, llava: Path) -> None:
-    pytest.importorskip("textblob")
-    step = CaptionStep(data=str(EMOJI), captioner=str(llava), max_new_tokens=4, limit=20, device="cpu")
-    result = run_caption(step, tmp_path / "out", Silent())
-    assert result["images"] == len(read_captions(tmp_path / "out")) == 20
-    assert sum(result["flags"].values()) > 0  # four words end no sentence
-    assert result["statistics"]["original"]["nouns_per_image"] > 3
+    assert (output / CAPTIONS).read_bytes() == (undisturbed / CAPTIONS).read_bytes()
+    # Fewer again: nothing is lost, only not counted.
+    result = run_caption(step.model_copy(update={"limit": 6}), output, Silent())
+    assert (result["images"], result["captioned_now"]) == (6, 0)
+    assert list(read_captions(output))[:6] == list(first)
+    assert set(read_captions(output)) == set(read_captions(undisturbed))
 
 
 def test_one_new_image_is_captioned_alone(tmp_path: Path, step: CaptionStep) -> None:
@@ -296,3 +199,110 @@ def test_one_new_image_is_captioned_alone(tmp_path: Path, step: CaptionStep) -> 
     (folder / "b.png").write_bytes(encode(noise(seed=5)))
     result = run_caption(grown, tmp_path / "out", Silent())
     assert (result["images"], result["captioned_now"]) == (3, 1)
+    manifest = read_manifest(tmp_path / "out" / "manifest")
+    assert list(read_captions(tmp_path / "out")) == [record.id for record in manifest.records]
+
+
+def test_an_image_that_broke_after_the_scan_is_one_row_of_the_ledger_until_it_is_mended(
+    tmp_path: Path, step: CaptionStep
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in "abcde":
+        (folder / f"{name}.png").write_bytes(encode(noise(seed=ord(name))))
+    scanned = step.model_copy(update={"data": str(folder)})
+    run_caption(scanned, tmp_path / "whole", Silent())
+    # The scan is an input of its own, made before the image breaks.
+    broken = scanned.model_copy(update={"data": str(tmp_path / "whole" / "manifest")})
+    whole = (folder / "c.png").read_bytes()
+    (folder / "c.png").write_bytes(whole[:100])
+
+    result = run_caption(broken, tmp_path / "out", Silent())
+    assert (result["images"], result["failed"], result["excluded"]) == (5, 1, 1)
+    (failed,) = [json.loads(line) for line in (tmp_path / "out" / FAILED).read_text().splitlines()]
+    assert failed["path"].endswith("c.png")
+    assert failed["reason"].startswith("damaged: ")
+    rows = read_captions(tmp_path / "out")
+    assert [row.id for row in rows.values() if row.excluded] == [failed["id"]]
+    assert rows[failed["id"]].flags == ("failed",)
+
+    strict = broken.model_copy(update={"max_bad_fraction": 0.1})
+    with pytest.raises(PixartError, match=r"1 of 4 images got no caption, the last one [^:]*c\.png: damaged"):
+        run_caption(strict, tmp_path / "strict", Silent())
+
+    (folder / "c.png").write_bytes(whole)
+    result = run_caption(broken, tmp_path / "out", Silent())
+    assert (result["captioned_now"], result["failed"]) == (1, 0)
+    captions = {row.id: row.caption for row in read_captions(tmp_path / "out").values()}
+    assert captions == {row.id: row.caption for row in read_captions(tmp_path / "whole").values()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "/nowhere/at/all"}, "no such folder or file"),
+        ({"captioner": "/nowhere/llava"}, "/nowhere/llava is not a folder"),
+        ({"device": "gpu7"}, "device: 'gpu7' is no device"),
+        ({"quantization": "4bit"}, "quantization 4bit needs a GPU"),
+    ],
+)
+def test_mistakes_get_one_clear_line(
+    tmp_path: Path, step: CaptionStep, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run_caption(step.model_copy(update=change), tmp_path / "out", Silent())
+    assert "\n" not in str(caught.value)
+    mended = run_caption(step.model_copy(update={"limit": 1}), tmp_path / "out", Silent())
+    assert mended["captioned_now"] == 1
+
+
+def test_the_original_caption_is_context_only_where_there_is_one(
+    undisturbed: Path, step: CaptionStep
+) -> None:
+    record = read_manifest(undisturbed / "manifest").records[0]
+    assert prompt_for(step, record) == step.prompt
+    told = step.model_copy(update={"with_original_caption": True})
+    assert prompt_for(told, record) == (
+        f'Given the caption of this image "{record.caption}", '
+        "describe this image and its style in a very detailed manner"
+    )
+    assert prompt_for(told, dataclasses.replace(record, caption=" \n")) == step.prompt
+
+
+def test_flagged_captions_are_asked_for_again_and_excluded(
+    tmp_path: Path, step: CaptionStep, undisturbed: Path
+) -> None:
+    """The same image gets the same words whatever shares its batch: its draws are its own."""
+    before = read_captions(undisturbed)
+    flagged = {row.id for row in before.values() if row.flags}
+    assert flagged
+    retried = step.model_copy(update={"retry_flagged": 3, "retry_temperature": 3.0, "max_new_tokens": 8})
+    run_caption(retried, tmp_path / "one", Silent())
+    excluding = retried.model_copy(update={"batch_size": 5, "exclude_flagged": ("truncated", "repeated")})
+    result = run_caption(excluding, tmp_path / "other", Silent())
+    rows, other = read_captions(tmp_path / "one"), read_captions(tmp_path / "other")
+    assert {i: (r.caption, r.attempt) for i, r in rows.items()} == {
+        i: (r.caption, r.attempt) for i, r in other.items()
+    }
+    changed = {row_id for row_id, row in rows.items() if row.attempt}
+    assert changed
+    assert changed <= flagged
+    assert all(len(rows[row_id].flags) < len(before[row_id].flags) for row_id in changed)
+    assert all(rows[row_id].caption == before[row_id].caption for row_id in rows.keys() - changed)
+    excluded = {row.id for row in other.values() if {"truncated", "repeated"} & set(row.flags)}
+    assert {row.id for row in other.values() if row.excluded} == excluded
+    assert result["excluded"] == len(excluded) > 0
+    # What is left out is decided at the end: another choice captions nothing anew.
+    result = run_caption(retried.model_copy(update={"batch_size": 5}), tmp_path / "other", Silent())
+    assert (result["captioned_now"], result["excluded"]) == (0, 0)
+    assert (tmp_path / "other" / CAPTIONS).read_bytes() == (tmp_path / "one" / CAPTIONS).read_bytes()
+
+
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji data are not here")
+def test_real_tars_are_captioned_and_compared_with_their_own_captions(tmp_path: Path, llava: Path) -> None:
+    pytest.importorskip("textblob")
+    step = CaptionStep(data=str(EMOJI), captioner=str(llava), max_new_tokens=4, limit=20, device="cpu")
+    result = run_caption(step, tmp_path / "out", Silent())
+    assert result["images"] == len(read_captions(tmp_path / "out")) == 20
+    assert sum(filter(None, result["flags"].values())) > 0  # four words end no sentence
+    assert result["statistics"]["original"]["nouns_per_image"] > 3

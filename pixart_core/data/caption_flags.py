@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-FLAGS = ("empty", "truncated", "repeated", "refusal")
+FLAGS = ("failed", "empty", "truncated", "repeated", "refusal", "too_long")
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*$")
 _REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|"
@@ -14,17 +14,19 @@ _REFUSAL = re.compile(
 _PHRASE = 4  # words; shorter ones return in honest descriptions ("of the image")
 
 
-def caption_flags(caption: str) -> tuple[str, ...]:
-    """The flags of `caption`, in the order of `FLAGS`.
+def caption_flags(caption: str, *, cut: bool = False) -> tuple[str, ...]:
+    """The flags of `caption` that its words show, in the order of `FLAGS`.
 
-    empty: no letter or digit. truncated: does not end a sentence. repeated: a phrase of 4 words comes
-    at least three times, or up to 3 words come four times in a row. refusal: the model talks about itself.
+    empty: no letter or digit. truncated: does not end a sentence, or the captioner ran into its limit
+    (`cut`). repeated: a phrase of 4 words comes at least three times, or up to 3 words come four times in
+    a row. refusal: the model talks about itself. The other two need more than words: failed (there is no
+    caption, the row tells why) and too_long (for the text encoder, see `too_long`).
     """
     text = caption.strip()
     if not re.search(r"\w", text):
         return ("empty",)
     found = {
-        "truncated": _SENTENCE_END.search(text) is None,
+        "truncated": cut or _SENTENCE_END.search(text) is None,
         "repeated": _repeats(re.findall(r"[\w'’-]+", text.lower())),
         "refusal": _REFUSAL.search(text) is not None,
     }

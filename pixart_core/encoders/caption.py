@@ -1,144 +1,168 @@
 """`pixart caption`: describe every image of a data set densely (paper 2.4, A.4)."""
 
-import collections
-import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from pixart_core.artifacts.captions import CaptionLog, CaptionRow, caption_rows, open_caption_log
+from pixart_core.artifacts.caption_work import (
+    CaptionWork,
+    clear_parts,
+    locked_captions,
+    open_part,
+    read_todo,
+)  # fmt: skip
+from pixart_core.artifacts.captions import CaptionRow
 from pixart_core.artifacts.card import card_for, fingerprint_input, read_card
 from pixart_core.artifacts.manifest import ImageRecord, Manifest
-from pixart_core.data.caption_flags import FLAGS, caption_flags
 from pixart_core.data.images import ImageReader
-from pixart_core.data.nouns import caption_statistics
 from pixart_core.data.scan import manifest_for
+from pixart_core.encoders.caption_finish import load_tokens, publish_captions
+from pixart_core.encoders.caption_rows import prompt_for
+from pixart_core.errors import PixartError
+from pixart_core.launch import Processes, connect
 from pixart_core.progress import Progress
 from pixart_core.recipe.caption import CaptionStep
 
-__all__ = ["caption_statistics", "run_caption"]
+_FAILED_IN_A_ROW = 20  # so many without a caption in between are no images' fault
 
 
 def run_caption(step: CaptionStep, output: Path, progress: Progress) -> dict[str, Any]:
     """Caption the images of `step.data`, training and held-out alike, into `output`.
 
-    Killed and run again, it goes on after the last whole batch. The scan of the data is kept in
-    `output/manifest`, which serves as `data` of later steps.
+    Killed and run again, also with another number of processes, it goes on after the batches that are
+    done and ends with the same bytes. Images that failed (damaged since the scan, refused by the server)
+    are tried once more by each later run. The scan of the data is kept in `output/manifest`, which serves
+    as `data` of later steps.
 
     Returns:
-        output, manifest (folder), images and captioned_now (counts), flags (count of each), and
-        statistics (of the captions, and of the data's own as "original"), None without TextBlob.
+        output, manifest (folder), captioned_now (count), and what `publish_captions` tells.
 
     Raises:
         UserError: data or captioner cannot be used, or `output` holds captions made otherwise.
-        PixartError: out of memory or disk; done captions are kept.
+        PixartError: out of memory or disk, or the server is gone; done captions are kept.
     """
-    manifest = manifest_for(step, output / "manifest", progress)
-    with open_caption_log(
-        output,
-        settings=_settings(step),
-        schedule={"data": fingerprint_input(str(step.data)), "limit": step.limit, "batch": step.batch_size},
-        batch_size=step.batch_size,
-        ids=[record.id for record in manifest.records],
-    ) as log:
-        todo = [record for record in manifest.records if record.id not in log.done]
-        if todo:
-            _caption_all(step, manifest, todo, log, progress)
-        details = _finish(step, output, manifest, progress)
+    processes = connect()
+    if not processes.first:
+        manifest = manifest_for(step, output / "manifest", progress, processes)
+        processes.wait()  # for the plan
+        caption_share(step, output, manifest, processes, progress)
+        processes.wait()
+        processes.wait()
+        return _result(step, output, 0)
+    with locked_captions(output):
+        manifest = manifest_for(step, output / "manifest", progress, processes)
+        work = _begin(step, output, manifest, progress)
+        processes.wait()
+        todo = sum(map(len, read_todo(output)))
+        caption_share(step, output, manifest, processes, progress)
+        processes.wait()
+        if work is not None:
+            publish_captions(step, work.refresh() if todo else work, manifest, progress)
+            clear_parts(output)
+        processes.wait()
+    return _result(step, output, todo)
+
+
+def caption_share(
+    step: CaptionStep, output: Path, manifest: Manifest, processes: Processes, progress: Progress
+) -> None:
+    """Make the batches of this process, of those that the first one planned."""
+    batches = list(processes.share(read_todo(output)))
+    if not batches:
+        return
+    numbers = {record.id: number for number, record in enumerate(manifest.records)}
+    count = sum(map(len, batches))
+    if processes.count > 1:
+        progress.say(f"{processes.count} processes; this one captions {count} images")
+    done = failed = in_a_row = 0
+    progress.start("caption", count)
+    with open_part(output, processes.rank) as part:
+        records = ([manifest.records[numbers[row_id]] for row_id in batch] for batch in batches)
+        for rows in _rows(step, records, ImageReader(manifest.folder), processes, progress):
+            part.append(rows)
+            for row in rows:
+                failed, in_a_row = (failed + 1, in_a_row + 1) if row.failed else (failed, 0)
+            done += len(rows)
+            last = next((row for row in reversed(rows) if row.failed), None)
+            too_many = failed > step.max_bad_fraction * len(manifest.records)
+            if last is not None and (too_many or in_a_row >= _FAILED_IN_A_ROW):
+                raise PixartError(_too_many(step, manifest.records[numbers[last.id]], last, done, failed))
+            progress.advance("caption", len(rows), note=" ".join(rows[-1].caption.split())[:60])
+    progress.finish("caption")
+
+
+def _rows(
+    step: CaptionStep,
+    batches: Iterable[Sequence[ImageRecord]],
+    reader: ImageReader,
+    processes: Processes,
+    progress: Progress,
+) -> Iterator[list[CaptionRow]]:
+    prompt_of = functools.partial(prompt_for, step)
+    if step.api_base is not None:
+        from pixart_core.encoders.caption_server import server_rows
+
+        yield from server_rows(step, (record for (record,) in batches), reader, prompt_of, progress)
+    else:
+        from pixart_core.encoders.caption_local import local_rows
+
+        yield from local_rows(step, batches, reader, prompt_of, processes, progress)
+
+
+def _begin(step: CaptionStep, output: Path, manifest: Manifest, progress: Progress) -> CaptionWork | None:
+    """Plan what is to do, for all processes; None where all is done and published."""
+    card = read_card(output)
+    finished = card is not None and card["fingerprint"] == card_for("captions", step, {}).fingerprint
+    if finished and card is not None and not card["details"].get("failed"):
+        clear_parts(output)
+        return None
+    if step.tokenizer is not None:
+        load_tokens(step, progress)  # a mistake shall show now, not after days
+    work = CaptionWork(output, _settings(step))
+    ids = [record.id for record in manifest.records]
+    if work.has_all(ids):
+        return work
+    numbers = {row_id: number for number, row_id in enumerate(ids)}
+    prompt_of = functools.partial(prompt_for, step)
+
+    def by_length(missing: list[str]) -> list[list[str]]:
+        if step.api_base is not None:
+            return [[row_id] for row_id in missing]
+        from pixart_core.encoders.caption_local import batches_by_length
+
+        return batches_by_length(step, [manifest.records[numbers[row_id]] for row_id in missing], prompt_of)
+
+    work.plan(ids, 1 if step.api_base is not None else step.batch_size, by_length)
+    return work
+
+
+def _settings(step: CaptionStep) -> dict[str, Any]:
+    """What decides a caption; batch size, device and the server's address only change how fast it comes."""
+    chosen = {"captioner", "prompt", "with_original_caption", "max_new_tokens", "max_image_side"}
+    if step.retry_flagged:
+        chosen |= {"retry_flagged", "retry_flags", "retry_temperature", "seed"}
+    if step.api_base is not None:
+        chosen |= {"api_extra", "api_image_format"}
+        return step.model_dump(mode="json", include=chosen) | {"backend": "server"}
+    weights = fingerprint_input(str(step.captioner))
+    chosen |= {"dtype", "quantization"}
+    return step.model_dump(mode="json", include=chosen) | {"backend": "transformers", "weights": weights}
+
+
+def _too_many(step: CaptionStep, record: ImageRecord, row: CaptionRow, done: int, failed: int) -> str:
+    return (
+        f"{failed} of {done} images got no caption, the last one {record.path}: {row.reason}; mend "
+        f"that or raise max_bad_fraction ({step.max_bad_fraction:g}) and run again: what is captioned is kept"
+    )
+
+
+def _result(step: CaptionStep, output: Path, todo: int) -> dict[str, Any]:
+    card = read_card(output)
     inside = (output / "manifest").is_dir()
     return {
         "output": str(output),
         "manifest": str(output / "manifest") if inside else str(step.data),
-        "captioned_now": len(todo),
-        **details,
+        "captioned_now": todo,
+        **(card["details"] if card is not None else {}),
     }
-
-
-def prompt_for(step: CaptionStep, record: ImageRecord) -> str:
-    """The prompt for one image; with `with_original_caption` as the paper's Figure 10 does for LAION."""
-    if not step.with_original_caption or not record.caption:
-        return step.prompt
-    rest = step.prompt[:1].lower() + step.prompt[1:]
-    return f'Given the caption of this image "{record.caption}", {rest}'
-
-
-def _settings(step: CaptionStep) -> dict[str, Any]:
-    """What decides a caption; batch size and device only change how fast it comes."""
-    chosen = ("captioner", "prompt", "with_original_caption", "max_new_tokens", "dtype")
-    weights = fingerprint_input(str(step.captioner))
-    return {name: getattr(step, name) for name in chosen} | {"weights": weights}
-
-
-def _caption_all(
-    step: CaptionStep, manifest: Manifest, todo: Sequence[ImageRecord], log: CaptionLog, progress: Progress
-) -> None:
-    from pixart_core.encoders.captioner import VisionLanguageModel
-    from pixart_core.encoders.device import choose_device
-
-    device = choose_device(step.device)
-    if device.type == "cpu" and step.dtype != "fp32":
-        progress.say(f"captioning on the CPU computes in fp32, not {step.dtype}")
-    captioner = VisionLanguageModel.load(
-        str(step.captioner), dtype=step.dtype, device=device, max_new_tokens=step.max_new_tokens
-    )
-    total = len(manifest.records)
-    progress.start("caption", total)
-    progress.advance("caption", total - len(todo))
-    for records, images in _read_ahead(ImageReader(manifest.folder), todo, step.batch_size):
-        texts = captioner.describe(images, [prompt_for(step, record) for record in records])
-        rows = [
-            CaptionRow(record.id, text, caption_flags(text))
-            for record, text in zip(records, texts, strict=True)
-        ]
-        log.append(rows)
-        progress.advance("caption", len(rows), note=" ".join(texts[-1].split())[:60])
-    progress.finish("caption")
-
-
-def _read_ahead(
-    reader: ImageReader, records: Sequence[ImageRecord], batch_size: int
-) -> Iterator[tuple[Sequence[ImageRecord], list[Image.Image]]]:
-    """Batches in order; the images of the next one are decoded while the model works on this one."""
-    batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
-
-    def read(batch: Sequence[ImageRecord]) -> list[Image.Image]:
-        return [reader.read(record) for record in batch]
-
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read, batches[0])
-        for batch, following in itertools.zip_longest(batches, batches[1:]):
-            images = coming.result()
-            if following is not None:
-                coming = pool.submit(read, following)
-            yield batch, images
-
-
-def _finish(step: CaptionStep, output: Path, manifest: Manifest, progress: Progress) -> dict[str, Any]:
-    """Count, flag and publish; what the card tells of the captions."""
-    before = read_card(output)
-    card = card_for("captions", step, {})
-    if before is not None and before["fingerprint"] == card.fingerprint:
-        return dict(before["details"])
-    rows = caption_rows(output)
-    captions = {record.id: rows[record.id] for record in manifest.records}
-    flags = collections.Counter(flag for row in captions.values() for flag in row.flags)
-    details: dict[str, Any] = {
-        "images": len(captions),
-        "flags": {flag: flags[flag] for flag in FLAGS},
-        "statistics": None,
-    }
-    if find_spec("textblob") is None:
-        progress.say("noun statistics are left out: pip install 'pixart[nouns]' gives them")
-    else:
-        originals = [record.caption for record in manifest.records if record.caption]
-        details["statistics"] = {
-            "captions": caption_statistics(row.caption for row in captions.values()),
-            "original": caption_statistics(originals) if originals else None,
-        }
-    dataclasses.replace(card, details=details).write(output)
-    return details
