@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
