@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pixart_core.artifacts.captions import CAPTIONS, stream_captions
 from pixart_core.artifacts.card import read_card
@@ -19,7 +21,7 @@ from pixart_core.data.caption_tables import (
     read_table,
 )
 from pixart_core.data.images import UnusableImageError
-from pixart_core.data.sources import Candidate, Listing, list_images
+from pixart_core.data.sources import Candidate, list_images
 from pixart_core.errors import UserError
 
 _HUB_ROWS = 1000
@@ -54,7 +56,7 @@ def open_captions(source: str, column: str | None = None) -> CaptionSource:
     """
     name = _short(source)
     if source.startswith("hf:"):
-        return CaptionSource(name, lambda: _hub_rows(source, column))
+        return CaptionSource(name, _hub(source, column))
     path = Path(source).expanduser()
     card = read_card(path)
     if card is not None:
@@ -70,17 +72,8 @@ def open_captions(source: str, column: str | None = None) -> CaptionSource:
         raise UserError(
             f"{source}: captions are read from {kinds}, .tar, folders and hf:ID, one kind at a time"
         )
-    listing = _images(path)
-    skipped = [Caption(row["path"], None, row["reason"]) for row in listing.dropped]
-
-    def read() -> Iterator[Caption]:
-        yield from skipped
-        field = CaptionField(source, column)
-        for candidate in listing.candidates:
-            yield _of_candidate(candidate, field)
-        field.finish()
-
-    return CaptionSource(name, read)
+    listing = _listing(path)
+    return CaptionSource(name, lambda: _data_rows(path, listing, column))
 
 
 def sample(source: CaptionSource, limit: int) -> CaptionSource:
@@ -134,17 +127,39 @@ def _artifact(path: Path, kind: str, column: str | None) -> CaptionSource:
     return CaptionSource(name, read, original)
 
 
-def _images(path: Path) -> Listing:
+def _listing(path: Path) -> Any:
     try:
         return list_images(str(path))
     except UserError as error:
-        tables = (
-            {file.suffix for file in path.iterdir() if file.suffix in READERS} if path.is_dir() else set()
-        )
-        if not tables:
-            raise
-        names = ", ".join(sorted(f"'{path}/*{suffix}'" for suffix in tables))
-        raise UserError(f"{error}; captions in files of their own are given as {names}") from error
+        raise UserError(f"{error}{_hint(path)}") from error
+
+
+def _data_rows(path: Path, listing: Any, column: str | None) -> Iterator[Caption]:
+    field, found = CaptionField(str(path), column), False
+    for candidates, problems in _parts(listing):
+        found = found or bool(candidates) or bool(problems)
+        for problem in problems:
+            yield Caption(problem["path"], None, problem["reason"])
+        for candidate in candidates:
+            yield _of_candidate(candidate, field)
+    field.finish()
+    if not found:
+        raise UserError(f"{path}: holds no images{_hint(path)}")
+
+
+def _parts(listing: Any) -> Iterator[tuple[Sequence[Candidate], Sequence[Mapping[str, str]]]]:
+    if hasattr(listing, "parts"):
+        yield from (part.open() for part in listing.parts())
+    else:
+        yield listing.candidates, listing.dropped
+
+
+def _hint(folder: Path) -> str:
+    """Captions without images lie in files that have to be named."""
+    files = list(folder.iterdir()) if folder.is_dir() else []
+    suffixes = sorted({file.suffix for file in files if file.suffix in READERS})
+    names = ", ".join(f"'{folder}/*{suffix}'" for suffix in suffixes)
+    return f"; captions in files of their own are given as {names}" if names else ""
 
 
 def _manifest_rows(folder: Path, column: str | None) -> Iterator[Caption]:
@@ -164,16 +179,22 @@ def _of_candidate(candidate: Candidate, field: CaptionField) -> Caption:
     return Caption(candidate.id, caption if field.column is None else field.of(meta))
 
 
-def _hub_rows(source: str, column: str | None) -> Iterator[Caption]:
-    from pixart_core.data.hub import open_split, stable_name  # `datasets` takes seconds to import
+def _hub(source: str, column: str | None) -> Callable[[], Iterator[Caption]]:
+    from pixart_core.data import hub  # `datasets` takes seconds to import
 
-    place, rows = open_split(source)
-    name, column = stable_name(place), find_column(source, column, rows.column_names)
-    number = 0
-    for batch in rows.select_columns([column]).iter(batch_size=_HUB_ROWS):
-        for value in batch[column]:
-            yield Caption(image_id(name, str(number)), first_text(value, f"{source}, row {number}", column))
-            number += 1
+    options = {"streaming": False} if "streaming" in inspect.signature(hub.open_split).parameters else {}
+    place, rows = hub.open_split(source, **options)
+    name, found = hub.stable_name(place), find_column(source, column, rows.column_names)
+
+    def read() -> Iterator[Caption]:
+        number = 0
+        for batch in rows.select_columns([found]).iter(batch_size=_HUB_ROWS):
+            for value in batch[found]:
+                text = first_text(value, f"{source}, row {number}", found)
+                yield Caption(image_id(name, str(number)), text)
+                number += 1
+
+    return read
 
 
 def _short(source: str) -> str:

@@ -38,6 +38,8 @@ def run_caption_statistics(
     """
     now = open_captions(str(step.data), step.column)
     before = now.original if step.before is None else open_captions(str(step.before), step.before_column)
+    for source in filter(None, (now, before)):
+        next(source.read(), None)  # a mistake in the second one is found before the first one is counted
     tokens, notes = _tokens(step)
     counter = CaptionCounter(step.tagger, step.spacy_model, tokens, step.num_proc)
     captions = _count(counter, now, step, tokens, progress)
