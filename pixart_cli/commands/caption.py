@@ -16,10 +16,12 @@ from pixart_core.recipe.load import step_from_options
 
 @with_examples(
     "pixart caption --data sam/",
-    "pixart caption --data laion/ --with-original-caption",
+    "pixart caption --data laion/ --with-original-caption batch_size=32 quantization=4bit",
+    "pixart caption --data sam/ --api-base http://localhost:8000/v1 --captioner Qwen/Qwen2.5-VL-7B-Instruct",
+    "pixart caption --data sam/ retry_flagged=2 exclude_flagged=[empty,refusal]",
+    "accelerate launch --num_processes 8 --no_python pixart caption --data sam/",
     "pixart caption --stats --data captions/sam",
     "pixart caption --stats --data new.jsonl --before laion.parquet before_column=TEXT num_proc=8",
-    "pixart caption --data 'sam/*.tar' --captioner llava-hf/llava-1.5-7b-hf --limit 1000 max_new_tokens=120",
 )
 def caption(
     data: Annotated[str, typer.Option(help="Folder, WebDataset tars, hf:ID[/split], or a manifest.")],
@@ -29,6 +31,10 @@ def caption(
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What to ask about each image.", show_default=False)
+    ] = None,
+    api_base: Annotated[
+        str | None,
+        typer.Option(help="Ask this OpenAI-compatible server; --captioner is its model.", show_default=False),
     ] = None,
     with_original_caption: Annotated[
         bool, typer.Option("--with-original-caption", help="Put the caption at hand into the prompt.")
@@ -48,12 +54,14 @@ def caption(
 ) -> None:
     """Describe images densely.
 
-    A vision-language model answers the same question about each image (paper 2.4).
+    A vision-language model answers the same question about each image (paper 2.4). Run again after an
+    interruption, it goes on where it was.
     """
     with user_errors():
         captioning = {
             "captioner": captioner,
             "prompt": prompt,
+            "api_base": api_base,
             "with_original_caption": with_original_caption,
             "batch_size": batch_size,
             "device": device,
@@ -70,6 +78,7 @@ def caption(
             "data": data,
             "captioner": captioner,
             "prompt": prompt,
+            "api_base": api_base,
             "with_original_caption": with_original_caption or None,
             "limit": limit,
             "batch_size": batch_size,
