@@ -1,5 +1,6 @@
 """What `pixart caption --stats` does and prints: a table for a person, one JSON object for a program."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,12 @@ def count_captions(
         return  # under torchrun one process counts, with helpers of its own
     from pixart_core.data.caption_statistics import run_caption_statistics
 
-    with stdout_to_stderr(), RichProgress() as progress:
-        result = run_caption_statistics(step, output, progress)
+    try:
+        with stdout_to_stderr(), RichProgress() as progress:
+            result = run_caption_statistics(step, output, progress)
+    except KeyboardInterrupt:
+        print("pixart: interrupted; counting begins anew the next time", file=sys.stderr)
+        sys.exit(130)
     if as_json:
         show(result, as_json=True)
     else:
