@@ -1,13 +1,12 @@
 """The transformer block of PixArt and DiT, and what modulates it (paper, Figure 4, middle and right)."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import condition_embedding
-from pixart_core.models.layers import Attention, FeedForward, modulate, normalize
+from pixart_core.models.layers import Attention, FeedForward, modulate, modulation_table, normalize
 
 
 class AdaLNSingle(nn.Module):
@@ -55,7 +54,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
         if single:
             # E(i): what this block adds to the modulation that all blocks share.
-            self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+            self.scale_shift_table = modulation_table(6, width)
 
     def modulation(self, condition: Tensor) -> Float[Tensor, "b 6 d"]:
         """S(i): of the shared S (b, 6, d), or with adaLN of the embedding (b, d)."""

@@ -68,7 +68,12 @@ class ClassEmbedding(nn.Module):
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        if torch.get_default_device().type == "meta":  # see `initialise`
+            self.embedding_table = nn.Embedding.from_pretrained(
+                torch.empty(num_classes + 1, width), freeze=False
+            )
+        else:
+            self.embedding_table = nn.Embedding(num_classes + 1, width)
 
     @property
     def null_class(self) -> int:

@@ -11,8 +11,11 @@ def initialise(model: nn.Module, width: int) -> None:
     The released code draws the timestep, caption and modulation MLPs with std 0.02, chosen for width 1152
     (1/sqrt(1152) = 0.029). At width 128 that starves them, and 1/sqrt(fan_in) does not.
     Silent: the output projection of cross-attention and the final linear; in DiT also the
-    modulation MLPs (adaLN-Zero).
+    modulation MLPs (adaLN-Zero). On the meta device there is nothing to draw, and drawing there would import
+    torch's compiler (1.4 s).
     """
+    if next(model.parameters()).is_meta:
+        return
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.flatten(1))

@@ -6,6 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def modulation_table(rows: int, width: int) -> nn.Parameter:
+    """Newly drawn shifts, scales and gates (rows, width), std 1/sqrt(width); no values on the meta device."""
+    if torch.get_default_device().type == "meta":  # see `initialise`
+        return nn.Parameter(torch.empty(rows, width))
+    return nn.Parameter(torch.randn(rows, width) / width**0.5)
+
+
 class Attention(nn.Module):
     """Multi-head attention of `x` to `context` (to itself when `context` is None)."""
 

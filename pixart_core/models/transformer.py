@@ -16,7 +16,7 @@ from pixart_core.models.checkpointing import Checkpointing, run_checkpointed
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import CaptionProjection, PatchEmbed, condition_embedding
 from pixart_core.models.initialisation import initialise
-from pixart_core.models.layers import modulate, normalize, unpatchify
+from pixart_core.models.layers import modulate, modulation_table, normalize, unpatchify
 
 
 class LatentTransformer(nn.Module):
@@ -44,7 +44,7 @@ class LatentTransformer(nn.Module):
             self.caption_projection = CaptionProjection(config.caption_channels, width)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         if single:
-            self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+            self.scale_shift_table = modulation_table(2, width)
             self.proj_out = nn.Linear(width, patch_out)
         else:
             self.proj_out_1 = nn.Linear(width, 2 * width)
