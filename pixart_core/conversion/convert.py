@@ -96,6 +96,8 @@ def _check_options(step: ConvertStep, loaded: Loaded) -> None:
 
 
 def _check_target_options(step: ConvertStep, is_dit: bool) -> None:
+    if step.to == "dit" and not is_dit:
+        raise UserError(f"{step.source} is a PixArt: to=dit is for class-conditional models; use to=pixart")
     default = type(step).model_fields["max_shard_size"].default
     if step.to == "official" and (step.vae or step.text_encoder):
         raise UserError("vae and text_encoder: an official file holds neither; leave them out")

@@ -92,8 +92,7 @@ def _checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Progr
 
 
 def _dit_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    if not isinstance(loaded.model, DiTTransformer):
-        raise UserError(f"{step.source} is a PixArt: to=dit is for class-conditional models; use to=pixart")
+    assert isinstance(loaded.model, DiTTransformer)
     model, reason = with_definition(loaded.model, step.dit_definition)
     resized, facts, changed, notes = resize(step, model, _facts(step, loaded))
     _save(step, resized, folder)
