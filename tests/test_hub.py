@@ -11,10 +11,11 @@ from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import scan_images
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
+from pixart_core.recipe.data import DataOptions
 
 
 def scan(data: str, **options: object) -> tuple[Manifest, list[dict[str, str]]]:
-    return scan_images(data, **options, progress=Silent())  # type: ignore[arg-type]
+    return scan_images(DataOptions(data=data, **options), Silent())  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ EMOJI = Path(__file__).parents[1].parent / "shared" / "data" / "emoji"
 
 
 def scan(data: Path | str, **options: object) -> tuple[Manifest, list[dict[str, str]]]:
-    return scan_images(str(data), **options, progress=Silent())  # type: ignore[arg-type]
+    return scan_images(DataOptions(data=str(data), **options), Silent())  # type: ignore[arg-type]
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
@@ -56,7 +56,7 @@ def test_a_folder_full_of_trouble_keeps_the_good_and_names_the_rest(tmp_path: Pa
     reader = ImageReader(manifest.folder)
     for record in manifest.records:
         assert reader.read(record).size == (record.width, record.height)
-    with pytest.raises(UserError, match=r"7 of the first \d+ images cannot be used: .*max_bad_fraction"):
+    with pytest.raises(UserError, match=r"8 of the first 22 images cannot be used: .*max_bad_fraction"):
         scan(folder, max_bad_fraction=0.3)
 
 
@@ -200,7 +200,7 @@ def test_a_manifest_is_data_too_with_its_own_split(tmp_path: Path) -> None:
     manifest, dropped = scan(tmp_path / "data", heldout_fraction=0.5)
     write_manifest(tmp_path / "data", manifest.records, dropped, Card("manifest", {}, {}))
     again, _ = scan(tmp_path / "data", limit=2)
-    assert again.records == manifest.records[:2]
+    assert [r.id for r in again.records] == [r.id for r in manifest.records[:2]]
     assert ImageReader(again.folder).read(again.records[1]).size == (21, 20)
     assert scan(tmp_path / "data", label_key="group")[0].label_names == ("g0", "g1", "g2")
     with pytest.raises(UserError, match="says what is held out"):
@@ -237,7 +237,7 @@ def test_a_kept_scan_of_a_pattern_sees_new_files(tmp_path: Path) -> None:
         ("missing", {}, "no such folder or file"),
         ("missing-*.tar", {}, "matches no file"),
         ("empty", {}, "holds no images"),
-        ("empty/notes.md", {}, "not a folder and not an uncompressed .tar"),
+        ("empty/notes.md", {}, "not a folder and no uncompressed .tar"),
         ("bad", {}, "none of the first 1 images can be used: not an image"),
         ("good", {"label_key": "grop"}, "no image has label_key 'grop'.*group, number"),
         ("good", {"heldout_fraction": 0.1, "heldout_keys": ("stile",)}, "no image has 'stile'.*group"),

@@ -5,22 +5,23 @@ and a card of kind "manifest". Everything downstream names images by `ImageRecor
 """
 
 import array
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from pixart_core.artifacts.card import Card, read_card
+from pixart_core.artifacts.card import CARD, Card, read_card
 from pixart_core.artifacts.image_records import ImageRecord, StoredRecords, json_line
 from pixart_core.artifacts.publish import staged_file
 from pixart_core.errors import UserError
 
-__all__ = ["ImageRecord", "Manifest", "image_id", "read_dropped", "read_manifest", "write_manifest"]
+__all__ = ["ImageRecord", "Manifest", "image_id", "new_manifest", "read_manifest", "write_manifest"]
 
 MANIFEST = "manifest.jsonl"
 DROPPED = "dropped.jsonl"
@@ -54,6 +55,52 @@ def image_id(path: str, member: str | None = None) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
+class ManifestWriter:
+    """Writes the lines of a manifest as they come; made by `new_manifest`."""
+
+    def __init__(self, folder: Path, kept: TextIO, dropped: TextIO) -> None:
+        self._roots = (os.path.join(os.path.abspath(folder), ""), os.path.join(folder.resolve(), ""))
+        self._kept = kept
+        self._dropped = dropped
+        self._ids = array.array("Q")
+
+    def keep(self, record: ImageRecord) -> None:
+        """Add an image; an absolute path inside the folder becomes relative, so that it can be moved."""
+        self._ids.append(int(record.id, 16))
+        self._kept.write(json_line(record.as_row() | {"path": _relative(record.path, self._roots)}))
+
+    def drop(self, row: Mapping[str, str]) -> None:
+        """Add an image that was left out: {"path", "reason"}, and more if there is more to say."""
+        self._dropped.write(json_line(row))
+
+    def finish(self) -> None:
+        """Raises ValueError: two records have the same id."""
+        _refuse_repeated(self._ids)
+        self._kept.flush()
+        self._dropped.flush()
+
+
+@contextlib.contextmanager
+def new_manifest(folder: Path) -> Iterator[ManifestWriter]:
+    """A writer of the manifest in `folder`; at the end its files are in place, and the card is still to come.
+
+    Raises:
+        ValueError: two records have the same id.
+        PixartError: the folder cannot be written.
+    """
+    with (
+        staged_file(folder / MANIFEST) as kept_path,
+        staged_file(folder / DROPPED) as dropped_path,
+        kept_path.open("w", encoding="utf-8") as kept,
+        dropped_path.open("w", encoding="utf-8") as dropped,
+    ):
+        writer = ManifestWriter(folder, kept, dropped)
+        yield writer
+        writer.finish()
+        # Other lines than those it counts must not be found beside an old card.
+        (folder / CARD).unlink(missing_ok=True)
+
+
 def write_manifest(
     folder: Path, records: Iterable[ImageRecord], dropped: Iterable[Mapping[str, str]], card: Card
 ) -> None:
@@ -69,16 +116,11 @@ def write_manifest(
         PixartError: the folder cannot be written.
     """
     assert card.kind == "manifest", card.kind
-    roots = (os.path.join(os.path.abspath(folder), ""), os.path.join(folder.resolve(), ""))
-    ids = array.array("Q")
-    with staged_file(folder / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
+    with new_manifest(folder) as writer:
         for record in records:
-            ids.append(int(record.id, 16))
-            file.write(json_line(record.as_row() | {"path": _relative(record.path, roots)}))
-        file.flush()
-        _refuse_repeated(ids)
-    with staged_file(folder / DROPPED) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(json_line(row) for row in dropped)
+            writer.keep(record)
+        for row in dropped:
+            writer.drop(row)
     card.write(folder)
 
 

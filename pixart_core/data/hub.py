@@ -1,17 +1,46 @@
 """Rows of a data set that Hugging Face `datasets` reads: from the hub, or from a local folder."""
 
-import json
-import math
+import functools
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import datasets
 
+from pixart_core.artifacts.manifest import image_id
+from pixart_core.data.candidates import Candidate, LazyCandidates, Listing, Opened, Part, Text, key_of
+from pixart_core.data.side_texts import caption_and_values
 from pixart_core.errors import UserError
 
 CAPTION_COLUMNS = ("caption", "text", "prompt", "txt", "captions")
 PREFIX = "hf:"
+
+
+class Columns:
+    """Which columns of a data set are the image, the caption and the rest."""
+
+    def __init__(self, source: str, features: Mapping[str, Any]) -> None:
+        """Raises UserError: there is no image column."""
+        self.images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        if not self.images:
+            raise UserError(f"{source}: has no image column (columns: {', '.join(features)})")
+        self.image = self.images[0]
+        self._classes = {
+            name: feature for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)
+        }
+
+    def text(self, row: Mapping[str, Any]) -> Text:
+        """(caption, the other plain values of the row); class labels become their names."""
+        values = {name: value for name, value in row.items() if name not in self.images}
+        for name, feature in self._classes.items():
+            if values[name] is not None and values[name] >= 0:
+                values[name] = feature.int2str(values[name])
+        # WebDataset members that `datasets` reads arrive as one "json" value: its keys are the sample's.
+        nested = values.pop("json", None)
+        if isinstance(nested, dict):
+            values = nested | values
+        return caption_and_values(values, CAPTION_COLUMNS)
 
 
 class HubRows:
@@ -25,16 +54,12 @@ class HubRows:
     def __init__(self, source: str, rows: datasets.Dataset) -> None:
         self.source = source
         self.name = stable_name(source)
-        features = rows.features
-        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        if not images:
-            raise UserError(f"{source}: has no image column (columns: {', '.join(features)})")
-        self.image_column = images[0]
-        for name in images:
+        self.fingerprint = str(rows._fingerprint)
+        self._columns = Columns(source, rows.features)
+        for name in self._columns.images:
             rows = rows.cast_column(name, datasets.Image(decode=False))
-        self._images = rows.select_columns([self.image_column])
-        self._rest = rows.remove_columns(images)
-        self._caption_column = next((name for name in CAPTION_COLUMNS if name in self._rest.features), None)
+        self._images = rows.select_columns([self._columns.image])
+        self._rest = rows.remove_columns(self._columns.images)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -46,7 +71,7 @@ class HubRows:
         Raises:
             UserError: it cannot be found, reached or read, or has no such split.
         """
-        return cls(*open_split(source))
+        return cls(*open_split(source, streaming=False))
 
     def image_bytes(self, row: int) -> bytes:
         """The encoded image of a row; b"" if the row has none.
@@ -56,7 +81,7 @@ class HubRows:
         """
         if not 0 <= row < len(self):
             raise UserError(f"{self.source}: has no row {row} (it has {len(self)}); did the data change?")
-        value = self._images[row][self.image_column]
+        value = self._images[row][self._columns.image]
         if value is None:
             return b""
         if value["bytes"] is not None:
@@ -66,43 +91,51 @@ class HubRows:
         except OSError as error:
             raise UserError(f"{self.source}, row {row}: {value['path']}: {error.strerror}") from error
 
-    def text(self, row: int) -> tuple[str | None, dict[str, Any]]:
+    def text(self, row: int) -> Text:
         """(caption, the other plain values of the row); class labels become their names."""
-        values = dict(self._rest[row])
-        for name, feature in self._rest.features.items():
-            if isinstance(feature, datasets.ClassLabel) and values[name] is not None and values[name] >= 0:
-                values[name] = feature.int2str(values[name])
-        caption = values.pop(self._caption_column, None) if self._caption_column else None
-        if isinstance(caption, list):
-            # COCO-like: several captions of one picture; the first is the caption, all stay known.
-            values[self._caption_column] = caption
-            caption = caption[0] if caption else None
-        # WebDataset members that `datasets` reads arrive as one "json" value: its keys are the sample's.
-        nested = values.pop("json", None)
-        if isinstance(nested, dict):
-            values = nested | values
-        return (None if caption is None else str(caption).strip() or None), {
-            name: value for name, value in values.items() if _is_plain(value)
-        }
+        return self._columns.text(self._rest[row])
 
 
-def open_split(source: str) -> tuple[str, datasets.Dataset]:
-    """(`hf:ID/split`, its rows) of `hf:ID[/split]`, which need not hold images.
+def list_hub(data: str) -> Listing:
+    """The rows of `hf:ID[/split]`, one part."""
+    rows = HubRows.open(data)
+    if len(rows) == 0:
+        raise UserError(f"{data}: holds no rows")
+
+    def make(row: int) -> Candidate:
+        return Candidate(
+            id=image_id(rows.name, str(row)),
+            path=rows.source,
+            member=str(row),
+            name=f"{rows.name}, row {row}",
+            image=functools.partial(rows.image_bytes, row),
+            text=functools.partial(rows.text, row),
+        )
+
+    def parts() -> Iterator[Part]:
+        key = key_of("hub", rows.name, rows.fingerprint, len(rows))
+        yield Part(rows.name, key, lambda: Opened(LazyCandidates(range(len(rows)), make)))
+
+    return Listing(Path.cwd(), parts, lambda: len(rows))
+
+
+def open_split(source: str, *, streaming: bool) -> tuple[str, Any]:
+    """(`hf:ID/split`, its `datasets.Dataset` or `IterableDataset`) of `hf:ID[/split]`.
 
     Raises:
         UserError: as `HubRows.open`.
     """
     name, split = _split_source(source.removeprefix(PREFIX))
     try:
-        found = _load(name)
+        found = _load(name, streaming)
     except Exception as error:
         # `datasets` raises a dozen kinds here, network errors with long tails among them.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{source}: no data set that can be read on the hub or in a folder of that name ({reason})"
         ) from error
-    if isinstance(found, datasets.Dataset):
-        found = datasets.DatasetDict({split or "train": found})
+    if not isinstance(found, dict):
+        found = {split or "train": found}
     if split is None:
         split = "train" if "train" in found else next(iter(found)) if len(found) == 1 else None
     if split is None or split not in found:
@@ -112,8 +145,9 @@ def open_split(source: str) -> tuple[str, datasets.Dataset]:
 
 
 def stable_name(source: str) -> str:
-    """`hf:ID/split` without the place of a local folder: moving the data does not change it."""
-    return PREFIX + "/".join(source.split("/")[-2:]) if source.startswith(f"{PREFIX}/") else source
+    """`hf:ID/split` without the place of a local folder."""
+    local = source.startswith(f"{PREFIX}/")
+    return PREFIX + "/".join(source.split("/")[-2:]) if local else source
 
 
 def _split_source(text: str) -> tuple[str, str | None]:
@@ -126,16 +160,13 @@ def _split_source(text: str) -> tuple[str, str | None]:
     return ("/".join(parts[:2]), parts[2]) if len(parts) == 3 else (text, None)
 
 
-def _load(name: str) -> Any:
+def _load(name: str, streaming: bool) -> Any:
     folder = Path(name)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return datasets.load_from_disk(name)
-    return datasets.load_dataset(name)
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
+        found = datasets.load_from_disk(name)
+        if not streaming:
+            return found
+        if isinstance(found, datasets.Dataset):
+            return found.to_iterable_dataset()
+        return {split: rows.to_iterable_dataset() for split, rows in found.items()}
+    return datasets.load_dataset(name, streaming=streaming)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from pixart_core.artifacts.manifest import ImageRecord
-from pixart_core.data.tars import TarReader
+from pixart_core.data.tars import TarReader, read_known_member
 from pixart_core.errors import PixartError, UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,7 +24,17 @@ _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class UnusableImageError(PixartError):
-    """The bytes are no image that can be used; the message is the reason, for the manifest."""
+    """The bytes are no image that can be used, or what belongs to them is broken.
+
+    Attributes:
+        reason: one of a few, for counts.
+        detail: what else is known, "" if nothing is.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -51,8 +61,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise UnusableImageError(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:
         # Damaged files make Pillow's parsers raise nearly anything: struct.error, SyntaxError, KeyError.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnusableImageError(f"damaged: {reason}") from error
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise UnusableImageError("truncated" if "truncated" in detail else "damaged", detail) from error
 
 
 def _decode(data: bytes) -> Image.Image:
@@ -127,6 +137,7 @@ class ImageReader:
         """Args: folder: what relative paths of records are relative to (`Manifest.folder`)."""
         self.folder = Path(folder)
         self._archives: collections.OrderedDict[Path, TarReader] = collections.OrderedDict()
+        self._parquet: collections.OrderedDict[Path, Any] = collections.OrderedDict()
         self._hub: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -152,20 +163,37 @@ class ImageReader:
             assert record.member is not None
             return self._hub_rows(record.path).image_bytes(int(record.member))
         path = self.folder / record.path
-        if record.member is not None:
-            return self._archive(path).read(record.member)
         try:
-            return path.read_bytes()
+            if record.member is None:
+                return path.read_bytes()
+            if path.suffix.lower() == ".parquet":
+                return self._parquet_rows(path).image_bytes(int(record.member))
+            if record.offset is not None and record.length is not None:
+                # Without the headers of all the other members: an archive is read again for each bucket.
+                data = read_known_member(path, record.member, record.offset, record.length)
+                if data is not None:
+                    return data
+            return self._archive(path).read(record.member)
+        except UnusableImageError as error:
+            raise UserError(f"{path}, row {record.member}: {error}") from error
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
     def _archive(self, path: Path) -> TarReader:
+        # Dropped, not closed, when others need the room: another thread may be reading it.
+        return self._opened(self._archives, path, TarReader)
+
+    def _parquet_rows(self, path: Path) -> Any:
+        from pixart_core.data.parquet import ParquetRows  # pyarrow is large
+
+        return self._opened(self._parquet, path, ParquetRows)
+
+    def _opened(self, readers: "collections.OrderedDict[Path, Any]", path: Path, kind: Any) -> Any:
         with self._lock:
-            reader = self._archives.pop(path, None) or TarReader(path)
-            self._archives[path] = reader
-            if len(self._archives) > _OPEN_ARCHIVES:
-                # Dropped, not closed: another thread may be reading it; its last user closes it.
-                self._archives.popitem(last=False)
+            reader = readers.pop(path, None) or kind(path)
+            readers[path] = reader
+            if len(readers) > _OPEN_ARCHIVES:
+                readers.popitem(last=False)
             return reader
 
     def _hub_rows(self, source: str) -> Any:

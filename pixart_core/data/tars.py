@@ -81,6 +81,28 @@ def read_member(path: Path, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
+def read_known_member(path: Path, name: str, offset: int, size: int) -> bytes | None:
+    """The bytes of the member `name` if it still lies at `offset`, by one read; None if it does not.
+
+    Raises:
+        OSError: the archive cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        start = offset - tarfile.BLOCKSIZE
+        data = _read_at(descriptor, start, tarfile.BLOCKSIZE + size) if start >= 0 else b""
+    finally:
+        os.close(descriptor)
+    header, data = data[: tarfile.BLOCKSIZE], data[tarfile.BLOCKSIZE :]
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    # Long and foreign names are written before the header, which holds some of them only.
+    named = info.name == name or len(name) >= tarfile.LENGTH_NAME or not name.isascii()
+    return data if named and info.size == size else None
+
+
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:
     pieces = []
     # One read returns at most 2 GiB, and nothing at the end of a cut-off archive.

@@ -27,6 +27,7 @@ from pixart_core.evaluation.sample_set import SampleSet, read_sample_set, read_t
 from pixart_core.evaluation.shapes import mistakes, score_shapes
 from pixart_core.evaluation.shapes_detect import describe, detect_scene
 from pixart_core.progress import Progress
+from pixart_core.recipe.data import DataOptions
 from pixart_core.recipe.schema import EvaluateStep
 
 MAX_REFERENCE = 30_000  # images, as in the usual FID-30K
@@ -99,7 +100,7 @@ def _shapes(
 def _frechet(sets: Sequence[SampleSet], step: EvaluateStep, progress: Progress) -> Mapping[str, Any]:
     """Distance of each sample set to the reference images (the held-out ones, if some are)."""
     extractor = load_extractor(str(step.features))
-    manifest, _ = scan_images(str(step.reference), limit=None, progress=progress)
+    manifest, _ = scan_images(DataOptions.model_validate({"data": str(step.reference)}), progress)
     reader = ImageReader(manifest.folder)
     heldout, train = manifest.split("heldout"), manifest.split("train")
     reference = _extract_records(heldout or train, reader, extractor, progress)
