@@ -74,6 +74,7 @@ def launch(step: CaptionStep, output: Path, count: int, kill_after: float | int 
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     parts = sorted((output / PARTS).glob("part-*.jsonl"))
     return {
+        "begin": begin,
         "seconds": time.monotonic() - begin,
         "exit_codes": statuses,
         "described": [json.loads(line) for line in log.read_text().splitlines()],

@@ -145,6 +145,8 @@ def locked_captions(folder: Path) -> Iterator[None]:
     with (folder / _LOCK).open("ab") as lock:
         if not _try_lock(lock):
             raise UserError(f"{folder}: another process is writing these captions")
+        for partial in [*folder.glob(".*.partial"), *folder.glob("manifest/.*.partial")]:
+            partial.unlink(missing_ok=True)  # of a killed run
         yield
 
 

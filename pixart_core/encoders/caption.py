@@ -1,7 +1,8 @@
 """`pixart caption`: describe every image of a data set densely (paper 2.4, A.4)."""
 
+import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,11 @@ def caption_share(
         progress.say(f"{processes.count} processes; this one captions {count} images")
     done = failed = in_a_row = 0
     progress.start("caption", count)
-    with open_part(output, processes.rank) as part:
+    with contextlib.ExitStack() as stack:
+        part = stack.enter_context(open_part(output, processes.rank))
         records = ([manifest.records[numbers[row_id]] for row_id in batch] for batch in batches)
-        for rows in _rows(step, records, ImageReader(manifest.folder), processes, progress):
+        source = _rows(step, records, ImageReader(manifest.folder), processes, progress)
+        for rows in stack.enter_context(contextlib.closing(source)):
             part.append(rows)
             for row in rows:
                 failed, in_a_row = (failed + 1, in_a_row + 1) if row.failed else (failed, 0)
@@ -98,7 +101,7 @@ def _rows(
     reader: ImageReader,
     processes: Processes,
     progress: Progress,
-) -> Iterator[list[CaptionRow]]:
+) -> Generator[list[CaptionRow]]:
     prompt_of = functools.partial(prompt_for, step)
     if step.api_base is not None:
         from pixart_core.encoders.caption_server import server_rows
