@@ -35,6 +35,7 @@ ARTIFACTS = {
     "caption": Artifact("captions", ("captions",), ("captions*", "manifest*", "dropped*")),
     "caption --stats": Artifact("statistics", ("caption-statistics",), ("statistics*",), replaces=True),
     "extract-features": Artifact("features", ("features",), ("index*", "*.safetensors", "manifest*")),
+    "extract-features --import": Artifact("features", ("features",), ("index*", "*.safetensors")),
     "train": Artifact("runs", ("checkpoint",), ("log*", "recipe.yaml", "checkpoints", "transformer")),
     "sample": Artifact("samples", ("samples",), ("images", "samples*")),
     "evaluate": Artifact("reports", ("report",), ("report*",), replaces=True),

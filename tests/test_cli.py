@@ -313,7 +313,11 @@ def test_dry_run_prints_the_resolved_plan_and_makes_nothing(
     plan = yaml.safe_load(capsys.readouterr().out)
     assert plan["options"]["limit"] == 2
     assert plan["options"]["storage"] == "int8"
-    assert plan["estimate"] == {"images": 2}
+    assert plan["estimate"]["images"] == 2
+    # 512 px, 4 channels, mean and standard deviation, a scale of 2 bytes for 64 values; 120 tokens of 4096.
+    values = 2 * 4 * 64**2 + 120 * 4096
+    assert 0 <= plan["estimate"]["bytes_at_most"]["int8"] - 2 * values * 33 // 32 < 500
+    assert 0 <= plan["estimate"]["bytes_at_most"]["fp32"] - 2 * values * 4 < 500
     assert pixart("run", "recipe.yaml", "--dry-run", "first.max_train_steps=3", *flags) == 0
     steps = yaml.safe_load(capsys.readouterr().out)["steps"]
     assert [step["action"] for step in steps] == ["run"] * 4

@@ -49,7 +49,7 @@ def _load(source: str) -> tuple[AutoencoderKL, str | None]:
     return vae.eval().requires_grad_(False), place.get("revision")
 
 
-def _placed(vae: AutoencoderKL, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+def _placed(vae: Any, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
     assert dtype != torch.float16
     vae = vae.to(device)
     return vae if vae.dtype == dtype else vae.to(dtype)
@@ -69,6 +69,18 @@ def _refuse_other_class(source: str, place: Mapping[str, Any]) -> None:
 def vae_downsampling(vae: AutoencoderKL) -> int:
     """Pixels per latent pixel, along a side."""
     return 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def read_vae_downsampling(source: str) -> int:
+    """`vae_downsampling` of a VAE whose weights are not loaded.
+
+    Raises:
+        UserError: it is not there, or another class.
+    """
+    place = locate(source, "vae")
+    _refuse_other_class(source, place)
+    with loading(source, "vae"):
+        return 2 ** (len(AutoencoderKL.load_config(**place)["block_out_channels"]) - 1)
 
 
 def describe_vae(vae: AutoencoderKL, source: str, revision: str | None = None) -> dict[str, Any]:

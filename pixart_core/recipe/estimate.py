@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pixart_core.artifacts.card import read_card
 from pixart_core.errors import UserError
 from pixart_core.recipe.data import DataOptions, ShapesStep
+from pixart_core.recipe.feature_estimate import estimate_features
+from pixart_core.recipe.features import ExtractFeaturesStep
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.recipe.training import ModelOptions, TrainStep
 
@@ -24,7 +26,10 @@ def estimate(step: BaseModel) -> dict[str, Any]:
         return {"images": step.count + step.heldout}
     if isinstance(step, DataOptions):
         images = count_images(str(step.data))
-        return {} if images is None else {"images": min(images, step.limit or images)}
+        images = None if images is None else min(images, step.limit or images)
+        if isinstance(step, ExtractFeaturesStep):
+            return estimate_features(step, images)
+        return {} if images is None else {"images": images}
     if isinstance(step, TrainStep):
         return _training(step)
     if isinstance(step, SampleStep):

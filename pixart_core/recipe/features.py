@@ -2,13 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from pixart_core.recipe.base import Source, Strict
+from pixart_core.recipe.base import Fraction, Source, Strict
 from pixart_core.recipe.data import DataOptions
 
 Storage = Literal["int8", "fp16", "fp32"]
 ComputeType = Literal["bf16", "fp32"]
+ExportFormat = Literal["webdataset", "hf"]
 DEFAULT_RESOLUTION = 512
 
 
@@ -64,17 +65,35 @@ class ExtractFeaturesStep(DataOptions):
         return self.resolutions or (self.resolution or DEFAULT_RESOLUTION,)
 
 
-class ImportFeaturesOptions(Strict):
-    """Options of `pixart extract-features --import`; those of the encoders are for data that do not tell."""
+class ImportFeaturesStep(Strict):
+    """Options of `pixart extract-features --import`.
 
-    source: str = Field(description="Folder to read: WebDataset tars, a Hugging Face data set, or PixArt's.")
-    storage: Storage | None = Field(None, description="Default: as in the export, int8 for other data.")
-    shard_size: PositiveInt | None = Field(None, description="Samples a shard; default: 2048.")
-    vae: str = Field("stabilityai/sd-vae-ft-ema", description="What made the moments; recorded.")
-    scaling_factor: NonNegativeFloat | None = Field(
-        None, description="Of that VAE; default: read from it, 0.18215 for the default VAE."
+    What the features were made with is read from an export's card; for other data it is said here.
+    """
+
+    command: Literal["extract-features --import"] = "extract-features --import"
+    source: Source = Field(
+        description="Folder of WebDataset archives, of a Hugging Face data set, or in PixArt's own layout."
     )
-    text_encoder: str = Field("google/t5-v1_1-xxl", description="What made the text tokens; recorded.")
-    list: str | None = Field(None, description="PixArt's layout: the list of images; default: partition/*.")
+    storage: Storage | None = Field(None, description="Default: as in the export; int8 for other data.")
+    shard_size: PositiveInt | None = Field(
+        None, description="Samples a shard. Default: as in the export; 2048 for other data."
+    )
+    max_bad_fraction: Fraction = Field(
+        0.0, description="Stop when more samples than this are missing or damaged."
+    )
+    resolution: PositiveInt | None = Field(
+        None, description="Pixels; for data that do not tell. Default: from the sizes of the latents."
+    )
+    vae: Source = Field(
+        "stabilityai/sd-vae-ft-ema", description="For data that do not tell: what made the moments."
+    )
+    text_encoder: Source | None = Field(
+        None,
+        description="For data that do not tell: what made the tokens; encodes the empty caption. Without it "
+        "models are trained with uncond: learned.",
+    )
+    list_file: str | None = Field(None, description="PixArt's layout: the list. Default: partition/*.json.")
     vae_features: str | None = Field(None, description="PixArt's layout: folder of the .npy files.")
     text_features: str | None = Field(None, description="PixArt's layout: folder of the .npz files.")
+    device: str | None = None

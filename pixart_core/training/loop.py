@@ -56,7 +56,7 @@ def run_training(
     slots = rank_slots(step, accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    store = FeatureStore(Path(str(step.features)))
+    store = FeatureStore(Path(str(step.features)), step.resolution)
     start = start_model(step, store, read_init)
     model, unconditional = start.model, start.unconditional
     continue_or_refuse(step, output)

@@ -24,12 +24,18 @@ def find_unconditional(
         initial: where it comes from; None for a new model.
 
     Raises:
-        UserError: the learned embedding that the model was trained with is lost or does not fit.
+        UserError: the learned embedding that the model was trained with is lost or does not fit, or the
+            features hold no empty caption.
     """
     if config.conditioning == "class":
         return None
     before = "empty" if initial is None else initial.facts.uncond
     if (step.uncond or before) == "empty":
+        if store.details.get("empty_caption") is False:
+            raise UserError(
+                f"{store.folder} holds no encoded empty caption: it was imported without its text encoder; "
+                "import it again with text_encoder=..., or train with uncond: learned"
+            )
         return Unconditional(store.empty_caption().float(), keeps_mask=False)
     if initial is None or before == "empty":
         return Unconditional(_new_embedding(step, store, config), keeps_mask=True)

@@ -1,0 +1,192 @@
+"""Which images and captions go into a feature store, and the bucket of each."""
+
+import array
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pixart_core.artifacts.captions import CAPTIONS, parse_row, rows_of
+from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.feature_plan import Bucket, PlannedImage
+from pixart_core.artifacts.manifest import ImageRecord, Manifest
+from pixart_core.data.buckets import assign_bucket, bucket_table
+from pixart_core.data.scan import manifest_for
+from pixart_core.encoders.vae import read_vae_downsampling
+from pixart_core.errors import UserError
+from pixart_core.progress import Progress
+from pixart_core.recipe.features import ExtractFeaturesStep
+
+Tables = Mapping[int, tuple[Bucket, ...]]  # resolution: its buckets
+_HELD_RECORDS = 2**17
+_ID = re.compile("[0-9a-f]{16}")
+
+
+class TrainingData:
+    """The training images of a run; a few bytes of memory each, however many there are.
+
+    Attributes:
+        count: images.
+        excluded: images that are left out because their caption is marked so.
+        label_names: classes of stage 1.
+        folder: what relative paths of records are relative to.
+    """
+
+    def __init__(self, manifest: Manifest, captions: "CaptionTexts | None") -> None:
+        """Raises: UserError: an image has no caption in `captions`, or all are excluded."""
+        self.folder = manifest.folder
+        self.label_names = manifest.label_names
+        self._captions = captions
+        records = manifest.split("train")
+        # Parsed once where that fits into memory easily.
+        self._records = list(records) if len(records) <= _HELD_RECORDS else records
+        ids = np.fromiter((int(record.id, 16) for record in self._records), np.uint64, len(records))
+        kept = np.ones(len(ids), bool) if captions is None else captions.usable(ids, self._records)
+        self.excluded = int((~kept).sum())
+        self._kept = np.flatnonzero(kept)
+        self.count = len(self._kept)
+        self._lookup = IdLookup(ids)
+
+    def record(self, name: str) -> ImageRecord:
+        """The image with the id `name`; KeyError: there is none."""
+        return self._records[self._lookup[name]]
+
+    def caption(self, name: str) -> str:
+        """Its caption without surrounding blanks, "" if it has none."""
+        return self._caption(self.record(name))
+
+    def place(self, name: str) -> str:
+        """Where it lies, for messages."""
+        record = self.record(name)
+        return record.path if record.member is None else f"{record.path}, {record.member}"
+
+    def planned(self, tables: Tables) -> Iterator[PlannedImage]:
+        """The images with their buckets, in the order of the manifest."""
+        nearest: dict[tuple[int, int], tuple[Bucket, ...]] = {}
+        for number in self._kept:
+            record = self._records[int(number)]
+            size = (record.height, record.width)
+            if size not in nearest:
+                nearest[size] = tuple(assign_bucket(*size, table) for table in tables.values())
+            yield PlannedImage(record.id, self._caption(record), record.label, *size, nearest[size])
+
+    def _caption(self, record: ImageRecord) -> str:
+        text = record.caption if self._captions is None else self._captions.text(record.id)
+        return (text or "").strip()
+
+
+class CaptionTexts:
+    """The captions of a folder, read from the file when they are asked for.
+
+    Raises:
+        UserError: not captions, unfinished, or a damaged row (named).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        Card.read(folder, "captions")
+        self._folder = folder
+        ids, starts, excluded = array.array("Q"), array.array("q"), array.array("b")
+        for row, start in rows_of(folder / CAPTIONS):
+            if not _ID.fullmatch(row.id):
+                continue  # of no manifest
+            ids.append(int(row.id, 16))
+            starts.append(start)
+            excluded.append(row.excluded)
+        self._ids = np.frombuffer(ids, np.uint64)
+        self._starts = np.frombuffer(starts, np.int64)
+        self._excluded = np.frombuffer(excluded, np.int8).astype(bool)
+        self._lookup = IdLookup(self._ids)
+        self._file = (folder / CAPTIONS).open("rb")
+        self._lock = threading.Lock()
+
+    def usable(self, ids: np.ndarray, records: Sequence[ImageRecord]) -> np.ndarray:
+        """Which of the images `ids` are kept.
+
+        Raises:
+            UserError: an image has no row, or none is kept.
+        """
+        missing = np.flatnonzero(~np.isin(ids, self._ids))
+        if len(missing):
+            example = records[int(missing[0])]
+            raise UserError(
+                f"{self._folder} lacks the captions of {len(missing)} of {len(ids)} images, e.g. of "
+                f"{example.path} ({example.id}); caption the same data"
+            )
+        kept = np.fromiter((not self._excluded[self._lookup[int(name)]] for name in ids), bool, len(ids))
+        if not kept.any():
+            raise UserError(f"{self._folder}: the captions of all {len(ids)} images are marked as excluded")
+        return kept
+
+    def text(self, name: str) -> str:
+        """The caption of the image with the id `name`."""
+        with self._lock:
+            self._file.seek(int(self._starts[self._lookup[name]]))
+            return parse_row(self._file.readline()).caption
+
+
+class IdLookup:
+    """Positions of manifest ids (16 hex digits each)."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._order = np.argsort(ids)
+        self._sorted = ids[self._order]
+
+    def __getitem__(self, name: str | int) -> int:
+        number = np.uint64(int(name, 16) if isinstance(name, str) else name)
+        place = int(np.searchsorted(self._sorted, number))
+        if place == len(self._sorted) or self._sorted[place] != number:
+            raise KeyError(name)
+        return int(self._order[place])
+
+
+def training_data(step: ExtractFeaturesStep, folder: Path, progress: Progress) -> TrainingData:
+    """The images of `step.data` that are trained on, with their captions.
+
+    Args:
+        folder: where the scan of data that are no manifest is kept.
+
+    Raises:
+        UserError: the data or captions cannot be used, or none is left.
+    """
+    manifest = manifest_for(step, folder, progress)
+    if not len(manifest.split("train")):
+        raise UserError(f"{step.data}: no images are left for training (all are held out)")
+    return TrainingData(manifest, None if step.captions is None else CaptionTexts(Path(str(step.captions))))
+
+
+def bucket_tables(step: ExtractFeaturesStep) -> Tables:
+    """The buckets of each resolution of `step`, in pixels.
+
+    The same images share a bucket at every resolution, so that each is decoded once.
+
+    Raises:
+        UserError: a size that the VAE cannot take, or a table that is not known.
+    """
+    factor = read_vae_downsampling(str(step.vae))
+    first = step.all_resolutions[0]
+    tables: dict[int, tuple[Bucket, ...]] = {}
+    for resolution in step.all_resolutions:
+        if isinstance(step.aspect_buckets, str):
+            table = bucket_table(step.aspect_buckets, resolution)
+        else:
+            table = tuple(
+                (_scaled(height, resolution, first), _scaled(width, resolution, first))
+                for height, width in bucket_table(step.aspect_buckets, first)
+            )
+        for height, width in table:
+            if height % factor or width % factor:
+                raise UserError(
+                    f"bucket {height}x{width}: the VAE needs sides that are multiples of {factor}"
+                )
+        tables[resolution] = table
+    return tables
+
+
+def _scaled(side: int, resolution: int, first: int) -> int:
+    if side * resolution % first:
+        raise UserError(
+            f"aspect_buckets: {side} px at resolution {first} is no whole number of pixels at {resolution}"
+        )
+    return side * resolution // first

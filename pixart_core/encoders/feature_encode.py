@@ -1,0 +1,186 @@
+"""Encode the planned shards of a feature store: captions in batches of one length, pictures decoded once.
+
+A shard is computed from its planned rows in fixed batches, each on one core of a CPU: its bytes depend
+neither on the number of threads or processes nor on what was made before it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from diffusers.models import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from pixart_core.artifacts.feature_plan import Bucket, FeaturePlan, PlannedShard
+from pixart_core.artifacts.feature_writer import FeatureWriter
+from pixart_core.data.images import resize_and_crop
+from pixart_core.encoders.ahead import map_ahead, single_threaded_torch
+from pixart_core.encoders.text import TextEncoder
+from pixart_core.encoders.vae import encode_moments
+from pixart_core.errors import UserError
+from pixart_core.progress import Progress
+
+# Pixels that one core encodes at a time: an activation of Stable Diffusion's VAE takes 128 MB then.
+_CPU_PIXELS = 2**18
+
+Moments = dict[str, Tensor]
+Group = Sequence[PlannedShard]  # shards of the same images at several resolutions
+
+
+def encode_text_shards(
+    encoder: TextEncoder,
+    shards: Sequence[PlannedShard],
+    plan: FeaturePlan,
+    caption_of: Callable[[str], str],
+    writer: FeatureWriter,
+    progress: Progress,
+    *,
+    max_tokens: int,
+    batch_size: int,
+) -> None:
+    """Make text `shards`.
+
+    Args:
+        caption_of: the caption of an image id.
+
+    Raises:
+        UserError: the encoder computes values that are not finite.
+        PixartError: the disk is full; published shards are kept.
+    """
+    if not shards:
+        return
+    on_cpu = encoder.model.device.type == "cpu"
+    firsts = plan.first_uses(np.concatenate([np.asarray(shard.rows) for shard in shards]))
+    start = 0
+    progress.start("captions", len(firsts))
+    for shard in shards:
+        rows = firsts[start : start + len(shard.rows)]
+        start += len(rows)
+        names = iter(plan.ids(rows[rows >= 0]))
+        texts = ["" if row < 0 else caption_of(next(names)) for row in rows]
+        if on_cpu:
+            with single_threaded_torch():
+                states = encoder.encode_each(texts, max_tokens, batch_size, map_ahead)
+        else:
+            states = encoder.encode_each(texts, max_tokens, batch_size)
+        writer.write_text(shard, states)
+        progress.advance("captions", len(texts))
+    progress.finish("captions")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """Images that are decoded and encoded together."""
+
+    ids: Sequence[str]
+    buckets: Sequence[Bucket]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoding:
+    """How pictures become moments.
+
+    Attributes:
+        read: the picture of an image id.
+        place: where that picture lies, for messages.
+        name: of the VAE, for messages.
+        flip: encode the mirrored pictures too.
+    """
+
+    vae: AutoencoderKL
+    read: Callable[[str], Image.Image]
+    place: Callable[[str], str]
+    name: str
+    batch_size: int
+    flip: bool
+
+    def encode_shards(
+        self, groups: Sequence[Group], plan: FeaturePlan, writer: FeatureWriter, progress: Progress
+    ) -> None:
+        """Make the image shards of `groups`; the pictures of a group are decoded once.
+
+        Raises:
+            UserError: a picture is gone, or the VAE computes values that are not finite.
+            PixartError: the disk is full; published shards are kept.
+        """
+        if not groups:
+            return
+        pieces = [self._pieces(plan.ids(group[0].rows), group) for group in groups]
+        progress.start("images", sum(len(group[0].rows) for group in groups))
+        found = self._encoded(itertools.chain.from_iterable(pieces))
+        for group, mine in zip(groups, pieces, strict=True):
+            encoded = self._counted(itertools.islice(found, len(mine)), mine, progress)
+            if len(group) == 1:
+                bucket = group[0].bucket
+                writer.write_images(group[0], ((ids, moments[bucket]) for ids, moments in encoded))
+                continue
+            kept = list(encoded)
+            for shard in group:
+                writer.write_images(shard, ((ids, moments[shard.bucket]) for ids, moments in kept))
+        progress.finish("images")
+
+    def _counted(
+        self, found: Iterable[Mapping[Bucket | None, Moments]], pieces: Sequence[_Piece], progress: Progress
+    ) -> Iterator[tuple[Sequence[str], Mapping[Bucket | None, Moments]]]:
+        for piece, moments in zip(pieces, found, strict=True):
+            self._refuse_not_finite(piece.ids, moments.values())
+            yield piece.ids, moments
+            progress.advance("images", len(piece.ids))
+
+    def _pieces(self, ids: Sequence[str], group: Group) -> list[_Piece]:
+        buckets = [shard.bucket for shard in group if shard.bucket is not None]
+        size = self.batch_size
+        if self.vae.device.type == "cpu":
+            largest = max(height * width for height, width in buckets)
+            size = min(size, max(1, _CPU_PIXELS // largest))
+        return [_Piece(ids[start : start + size], buckets) for start in range(0, len(ids), size)]
+
+    def _encoded(self, pieces: Iterable[_Piece]) -> Iterator[dict[Bucket | None, Moments]]:
+        """Moments of each bucket of each piece, in order; threads decode the next pieces meanwhile."""
+        if self.vae.device.type == "cpu":
+            with single_threaded_torch():
+                yield from map_ahead(lambda piece: self._encode(self._decode(piece)), pieces)
+        else:
+            yield from map(self._encode, map_ahead(self._decode, pieces))
+
+    def _decode(self, piece: _Piece) -> dict[Bucket, Tensor]:
+        """uint8 (n, 3, height, width) of each bucket."""
+        pixels: dict[Bucket, list[np.ndarray]] = {bucket: [] for bucket in piece.buckets}
+        for name in piece.ids:
+            picture = self.read(name)
+            for bucket in piece.buckets:
+                pixels[bucket].append(np.asarray(resize_and_crop(picture, *bucket)))
+        return {bucket: torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2) for bucket, cut in pixels.items()}
+
+    def _encode(self, pixels: Mapping[Bucket, Tensor]) -> dict[Bucket | None, Moments]:
+        found: dict[Bucket | None, Moments] = {}
+        for bucket, cut in pixels.items():
+            values = cut.to(self.vae.device).float() / 127.5 - 1
+            mean, std = encode_moments(self.vae, values, self.batch_size)
+            found[bucket] = {"mean": mean, "std": std}
+            if self.flip:
+                mean, std = encode_moments(self.vae, values.flip(-1), self.batch_size)
+                found[bucket] |= {"mean_flipped": mean, "std_flipped": std}
+        return found
+
+    def _refuse_not_finite(self, ids: Sequence[str], found: Iterable[Moments]) -> None:
+        for value in itertools.chain.from_iterable(moments.values() for moments in found):
+            good = value.isfinite().flatten(1).all(1)
+            if not good.all():
+                name = ids[int((~good).nonzero()[0])]
+                dtype = str(self.vae.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"VAE {self.name} computes values that are not finite in {dtype} for "
+                    f"{self.place(name)}; use another dtype or VAE"
+                )
+
+
+def group_shards(shards: Sequence[PlannedShard]) -> list[Group]:
+    """Shards that hold the same images (of one bucket at each resolution), in the order given."""
+    groups: dict[bytes, list[PlannedShard]] = {}
+    for shard in shards:
+        groups.setdefault(np.asarray(shard.rows).tobytes(), []).append(shard)
+    return list(groups.values())
