@@ -220,7 +220,7 @@ def test_an_image_that_broke_after_the_scan_is_one_row_of_the_ledger_until_it_is
     assert (result["images"], result["failed"], result["excluded"]) == (5, 1, 1)
     (failed,) = [json.loads(line) for line in (tmp_path / "out" / FAILED).read_text().splitlines()]
     assert failed["path"].endswith("c.png")
-    assert failed["reason"].startswith("damaged: ")
+    assert failed["reason"].startswith("truncated: ")
     rows = read_captions(tmp_path / "out")
     assert [row.id for row in rows.values() if row.excluded] == [failed["id"]]
     assert rows[failed["id"]].flags == ("failed",)

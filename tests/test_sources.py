@@ -193,6 +193,8 @@ def test_limit_takes_the_first_usable_images(tmp_path: Path) -> None:
     folder = write_salted_folder(tmp_path / "salted", good=6)
     everything = scan(folder, max_bad_fraction=1.0)[0].records
     assert scan(folder, max_bad_fraction=1.0, limit=4)[0].records == everything[:4]
+    # A limit that is reached got its images, whatever lies before them.
+    assert scan(folder, max_bad_fraction=0.0, limit=1)[0].records == everything[:1]
 
 
 def test_a_manifest_is_data_too_with_its_own_split(tmp_path: Path) -> None:

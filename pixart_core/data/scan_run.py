@@ -20,7 +20,7 @@ from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.data import DataOptions
 
-_EARLY = 10_000  # images after which too many unusable ones end the scan before its end
+_EARLY = 10_000  # images after which too many unusable ones end a scan before its end
 
 
 class Scan:
@@ -47,7 +47,7 @@ class Scan:
                 before = selection.images if options.limit else selection.seen
                 selection.take(chunk)
                 progress.advance("scan", (selection.images if options.limit else selection.seen) - before)
-                if selection.full or (selection.seen >= _EARLY and self._too_bad()):
+                if selection.full or self._too_bad():
                     break
         progress.finish("scan")
         self._refuse()
@@ -127,8 +127,11 @@ class Scan:
             gates.append(self._tokens)
         return gates + duplicate_gates(filters)
 
-    def _too_bad(self) -> bool:
-        return self._selection.unusable > self._options.max_bad_fraction * self._selection.seen
+    def _too_bad(self, *, ended: bool = False) -> bool:
+        """Judged at the end and after many images; a few that were enough for a limit tell nothing."""
+        selection = self._selection
+        share = self._options.max_bad_fraction
+        return (ended or selection.seen >= _EARLY) and selection.unusable > share * selection.seen
 
     def _refuse(self) -> None:
         options, selection = self._options, self._selection
@@ -137,7 +140,7 @@ class Scan:
             raise nothing_found(str(options.data))
         if not selection.images and not selection.left_out:
             raise UserError(f"{options.data}: none of {first} can be used: {describe(selection.broken)}")
-        if self._too_bad():
+        if self._too_bad(ended=not selection.full):
             raise UserError(
                 f"{options.data}: {selection.unusable} of {first} cannot be used: "
                 f"{describe(selection.broken)}; mend them or raise max_bad_fraction "
