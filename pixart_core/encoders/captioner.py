@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, Self
@@ -143,8 +144,19 @@ class VisionLanguageModel:
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
         image_token = getattr(self.processor, "image_token", None)
-        # Models without a place for the image in their text (BLIP, GIT) continue what they are given.
-        return prompt if image_token is None else f"USER: {image_token}\n{prompt} ASSISTANT:"
+        if image_token is None or self._marks_images_itself:
+            return prompt  # BLIP and its like go on from what they are given
+        return f"USER: {image_token}\n{prompt} ASSISTANT:"
+
+    @functools.cached_property
+    def _marks_images_itself(self) -> bool:
+        """Whether the processor puts the image's tokens before a text that does not mention it."""
+        token = self.processor.tokenizer.convert_tokens_to_ids(str(self.processor.image_token))
+        try:
+            inputs = self.processor(images=[[Image.new("RGB", (32, 32))]], text=["a"], return_tensors="pt")
+        except (ValueError, RuntimeError, IndexError, TypeError):  # more images than places for them
+            return False
+        return bool((inputs["input_ids"] == token).any())
 
     def _ran_into_the_limit(self, tokens: Tensor) -> bool:
         ends = self.model.generation_config.eos_token_id
