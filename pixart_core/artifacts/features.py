@@ -15,9 +15,7 @@ each process. The writer is in `feature_writer.py`, `feature_check.py` finds dam
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixart_core.artifacts.card import CARD, Card
-from pixart_core.artifacts.feature_files import REPAIR, MappedFile, map_columns
 from pixart_core.artifacts.feature_index import read_index
 from pixart_core.artifacts.feature_plan import Bucket, FeaturePlan, PlannedShard
-from pixart_core.artifacts.quantise import dequantise
+from pixart_core.artifacts.feature_reader import CaptionReader, MomentReader, Shards
 from pixart_core.errors import UserError
 
 
@@ -85,14 +82,15 @@ class FeatureStore:
         self.resolutions = tuple(self._plan.tables)
         self.resolution = self._choose(resolution)
         self._rows = self._plan.bucket_rows(self.resolution)
-        images: dict[Bucket, list[PlannedShard]] = {bucket: [] for bucket in self._rows}
+        planned: dict[Bucket, list[PlannedShard]] = {bucket: [] for bucket in self._rows}
         for shard in self._plan.shards("image"):
-            if shard.bucket in images:
-                images[shard.bucket].append(shard)
+            if shard.bucket in planned:
+                planned[shard.bucket].append(shard)
         self._images = {
-            bucket: _Shards(self.folder, shards, index.entries) for bucket, shards in images.items()
+            bucket: MomentReader(Shards(self.folder, shards, index.entries))
+            for bucket, shards in planned.items()
         }
-        self._text = _Shards(self.folder, self._plan.shards("text"), index.entries)
+        self._text = CaptionReader(Shards(self.folder, self._plan.shards("text"), index.entries))
         self.buckets: dict[Bucket, int] = {bucket: len(rows) for bucket, rows in self._rows.items()}
         self.flips = bool(self._plan.settings.get("flip"))
 
@@ -148,9 +146,12 @@ class FeatureStore:
         Args:
             flipped: which of them shall be mirrored; only for a store with `flips`.
         """
-        rows = self._rows[bucket][_checked(indices, self.buckets[bucket])]
-        mean, std = self._moments(bucket, indices, flipped)
-        text, mask = self._captions(self._plan.column("caption", rows))
+        if flipped is not None and any(flipped) and not self.flips:
+            raise UserError(f"{self.folder} holds no mirror images; extract the features with flips")
+        places = _checked(indices, self.buckets[bucket])
+        rows = self._rows[bucket][places]
+        mean, std = self._images[bucket].read(places, flipped or [False] * len(places))
+        text, mask = self._text.read(self._plan.column("caption", rows))
         return FeatureBatch(
             mean=mean,
             std=std,
@@ -163,7 +164,16 @@ class FeatureStore:
 
     def empty_caption(self) -> Float[Tensor, "l d"]:
         """The token states of "", which dropped captions become."""
-        return self._captions(np.array([0]))[0][0]
+        return self.text([0])[0]
+
+    def caption_numbers(self, bucket: Bucket) -> np.ndarray:
+        """The number of each sample's caption among the distinct captions of the store (0: the empty one)."""
+        return self._plan.column("caption", self._rows[bucket])
+
+    def text(self, numbers: Sequence[int]) -> list[Float[Tensor, "l d"]]:
+        """The token states of captions by their numbers, without padding."""
+        text, mask = self._text.read(_checked(numbers, self._plan.captions))
+        return [states[:length].clone() for states, length in zip(text, mask.sum(1).tolist(), strict=True)]
 
     def _choose(self, resolution: int | None) -> int:
         if resolution is None and len(self.resolutions) == 1:
@@ -174,82 +184,6 @@ class FeatureStore:
         if resolution not in self.resolutions:
             raise UserError(f"{self.folder} holds no resolution {resolution}, only {names}")
         return resolution
-
-    def _moments(
-        self, bucket: Bucket, indices: Sequence[int], flipped: Sequence[bool] | None
-    ) -> tuple[Tensor, Tensor]:
-        if flipped is not None and any(flipped) and not self.flips:
-            raise UserError(f"{self.folder} holds no mirror images; extract the features with flips")
-        sides = [False] * len(indices) if flipped is None else flipped
-        values = []
-        for index, mirror in zip(indices, sides, strict=True):
-            shard, row = self._images[bucket].locate(int(index))
-            ending = "_flipped" if mirror else ""
-            raw = shard.file.columns["row"][row : row + 1]
-            mean = shard.values(raw, f"mean{ending}")
-            std = (
-                shard.values(raw, f"std{ending}")
-                if f"std{ending}" in shard.layout
-                else torch.zeros_like(mean)
-            )
-            values.append((mean, std))
-        return torch.cat([mean for mean, _ in values]), torch.cat([std for _, std in values])
-
-    def _captions(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
-        values = []
-        for number in numbers.tolist():
-            shard, row = self._text.locate(number)
-            offset = shard.file.columns["offset"]
-            values.append(shard.values(shard.file.columns["row"][offset[row] : offset[row + 1]], "token"))
-        lengths = torch.tensor([len(states) for states in values])
-        text = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
-        return text, torch.arange(text.shape[1]) < lengths[:, None]
-
-
-class _Shard:
-    """One mapped shard and what lies where in its rows."""
-
-    def __init__(self, path: Path) -> None:
-        self.file: MappedFile = map_columns(path)
-        self.layout = {entry["name"]: entry for entry in json.loads(self.file.metadata["layout"])}
-
-    def values(self, rows: np.ndarray, name: str) -> Tensor:
-        """(n, ...) in float32 of rows (n, bytes)."""
-        stored = self._stored(rows, name)
-        if f"{name}_scale" in self.layout:
-            stored = dequantise(stored, self._stored(rows, f"{name}_scale"))
-        return stored.float().unflatten(1, self.layout[name]["shape"])
-
-    def _stored(self, rows: np.ndarray, name: str) -> Tensor:
-        entry = self.layout[name]
-        part = rows[:, entry["start"] : entry["start"] + entry["bytes"]]
-        return torch.from_numpy(part.copy()).view(_DTYPES[entry["dtype"]])
-
-
-_DTYPES = {"I8": torch.int8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-
-class _Shards:
-    """Shards of one sort, seen as one long list of rows."""
-
-    def __init__(
-        self, folder: Path, shards: Sequence[PlannedShard], entries: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        for shard in shards:
-            if shard.name not in entries:
-                raise UserError(f"{folder / shard.name} is not in the index of the store; {REPAIR}")
-            _check_file(folder / shard.name, entries[shard.name]["bytes"])
-        self._paths = [folder / shard.name for shard in shards]
-        self._starts = np.array([0, *accumulate(len(shard.rows) for shard in shards)])
-        self._opened: dict[int, _Shard] = {}
-
-    def locate(self, index: int) -> tuple[_Shard, int]:
-        """(shard, row in it)."""
-        number = int(np.searchsorted(self._starts, index, "right")) - 1
-        shard = self._opened.get(number)
-        if shard is None:
-            shard = self._opened[number] = _Shard(self._paths[number])
-        return shard, index - int(self._starts[number])
 
 
 def _checked(indices: Sequence[int], count: int) -> np.ndarray:
@@ -271,15 +205,4 @@ def _refuse_unfinished(folder: Path) -> None:
         raise UserError(
             f"{folder} is unfinished: its {missing[0]} features are missing; "
             "run extract-features for the same data and output again"
-        )
-
-
-def _check_file(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path} is gone; extract the features again to restore it") from error
-    if found != size:
-        raise UserError(
-            f"{path} has {found} bytes instead of {size}; extract the features again to restore it"
         )

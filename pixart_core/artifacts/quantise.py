@@ -20,16 +20,24 @@ def quantise(
     scale = (groups.abs().amax(-1, keepdim=True) / 127).bfloat16()
     # A group of zeros has scale zero; dividing by 1 keeps its zeros.
     divisor = torch.where(scale == 0, 1, scale).float()
-    codes = (groups / divisor).round().clamp(-127, 127).to(torch.int8)
+    codes = (groups / divisor).round_().clamp_(-127, 127).to(torch.int8)
     return codes.flatten(-2)[..., : values.shape[-1]].contiguous(), scale.squeeze(-1)
 
 
 def dequantise(
-    codes: Int8[Tensor, "*rows n"], scale: BFloat16[Tensor, "*rows groups"]
+    codes: Int8[Tensor, "*rows n"],
+    scale: BFloat16[Tensor, "*rows groups"],
+    out: Float[Tensor, "*rows n"] | None = None,
 ) -> Float[Tensor, "*rows n"]:
-    """Undo `quantise`, in float32."""
-    values = _grouped(codes).float() * scale.unsqueeze(-1).float()
-    return values.flatten(-2)[..., : codes.shape[-1]]
+    """Undo `quantise`, in float32; into `out` if it is given (its last dimension is contiguous)."""
+    values = torch.empty(codes.shape) if out is None else out
+    values.copy_(codes)
+    whole = codes.shape[-1] // GROUP * GROUP
+    factors = scale.float()
+    values[..., :whole].unflatten(-1, (-1, GROUP)).mul_(factors[..., : whole // GROUP, None])
+    if whole < codes.shape[-1]:
+        values[..., whole:].mul_(factors[..., -1:])
+    return values
 
 
 def _grouped(values: Tensor) -> Tensor:
