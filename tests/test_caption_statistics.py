@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pixart_cli import app
+from pixart_core.artifacts.captions import CaptionRow, row_line
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.manifest import ImageRecord, image_id, write_manifest
 from pixart_core.data import caption_count, caption_sources, count_process
@@ -177,6 +178,21 @@ def test_recaptioned_data_are_compared_with_their_own_captions(tmp_path: Path) -
     assert result["markdown"][2].endswith(" 12 | 3 / 5 = 60.0% | 36 | 3.0 | - | - |")
 
 
+def test_excluded_captions_and_those_of_images_that_are_gone_do_not_count(tmp_path: Path) -> None:
+    rows = [
+        CaptionRow("a", "A dog."),
+        CaptionRow("b", "A cat, a cat, a cat.", ("repeated",), excluded=True),
+        CaptionRow("c", "", ("failed",), excluded=True, reason="the server refused it"),
+        CaptionRow("gone", "A house."),
+    ]
+    (tmp_path / "captions.jsonl").write_text("".join(map(row_line, rows)))
+    Card("captions", {}, {}, {"images": 3}).write(tmp_path)
+    result = statistics(tmp_path)
+    assert (result["captions"]["captions"], result["captions"]["total_nouns"]) == (1, 1)
+    assert result["captions"]["left_out"] == 2
+    assert any("2 left out, e.g. b: excluded (repeated)" in note for note in result["notes"])
+
+
 def test_a_field_of_the_samples_is_a_caption_too(tmp_path: Path) -> None:
     manifest = write_manifest_folder(tmp_path / "manifest")
     result = statistics(manifest, before=manifest, before_column="alt")
@@ -199,8 +215,8 @@ def test_captions_that_cannot_be_read_are_counted_and_named(tmp_path: Path) -> N
     write_folder(tmp_path / "data")
     (tmp_path / "data" / "00.txt").write_bytes(b"\xff\xfe broken")
     part = statistics(tmp_path / "data")
-    assert (part["captions"]["captions"], part["captions"]["unreadable"]) == (11, 1)
-    assert any("1 cannot be read, e.g. " in note and "not UTF-8" in note for note in part["notes"])
+    assert (part["captions"]["captions"], part["captions"]["left_out"]) == (11, 1)
+    assert any("1 left out, e.g. " in note and "not UTF-8" in note for note in part["notes"])
 
 
 def write(path: Path, data: bytes | str) -> Path:
@@ -256,7 +272,7 @@ def test_folders_that_hold_something_else_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have no column 'alt'"):
         statistics(tmp_path / "captions", column="alt")
     (tmp_path / "captions" / "card.json").unlink()
-    with pytest.raises(UserError, match=r"unfinished; run it again, or give .*captions\.jsonl"):
+    with pytest.raises(UserError, match=r"unfinished; run it again, or give one of its \.jsonl"):
         statistics(tmp_path / "captions")
     assert counted(statistics(tmp_path / "captions" / "captions.jsonl")["captions"]) == COUNTED
     with pytest.raises(UserError, match=r"given as .*/\*\.txt"):

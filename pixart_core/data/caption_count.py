@@ -29,13 +29,13 @@ class Tally:
 
     Attributes:
         without_caption: rows and images that have none.
-        unreadable: captions that are there and cannot be read.
+        left_out: captions that cannot be read, or that captioning excluded.
         example: one of those, and why.
     """
 
     counts: CaptionCounts = field(default_factory=CaptionCounts)
     without_caption: int = 0
-    unreadable: int = 0
+    left_out: int = 0
     example: str | None = None
 
 
@@ -113,7 +113,7 @@ def _chunks(source: CaptionSource, tally: Tally) -> Iterator[list[str]]:
     characters = 0
     for row in source.read():
         if row.problem is not None:
-            tally.unreadable += 1
+            tally.left_out += 1
             tally.example = tally.example or f"{row.id}: {row.problem}"
         elif not has_text(row):
             tally.without_caption += 1

@@ -2,16 +2,17 @@
 
 import dataclasses
 import hashlib
-import inspect
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from pixart_core.artifacts.caption_work import PARTS
 from pixart_core.artifacts.captions import CAPTIONS, stream_captions
-from pixart_core.artifacts.card import read_card
+from pixart_core.artifacts.card import Card, read_card
 from pixart_core.artifacts.manifest import image_id, manifest_folder, read_manifest
 from pixart_core.artifacts.patterns import expand_pattern
+from pixart_core.data.candidates import Candidate, Listing
 from pixart_core.data.caption_tables import (
     READERS,
     Caption,
@@ -21,7 +22,7 @@ from pixart_core.data.caption_tables import (
     read_table,
 )
 from pixart_core.data.images import UnusableImageError
-from pixart_core.data.sources import Candidate, list_images
+from pixart_core.data.sources import list_images
 from pixart_core.errors import UserError
 
 _HUB_ROWS = 1000
@@ -61,8 +62,8 @@ def open_captions(source: str, column: str | None = None) -> CaptionSource:
     card = read_card(path)
     if card is not None:
         return _artifact(path, str(card["kind"]), column)
-    if (path / CAPTIONS).is_file():
-        raise UserError(f"{source}: captioning is unfinished; run it again, or give {path / CAPTIONS}")
+    if (path / PARTS).is_dir() or (path / CAPTIONS).is_file():
+        raise UserError(f"{source}: captioning is unfinished; run it again, or give one of its .jsonl files")
     files = [path] if path.is_file() else [] if path.is_dir() else expand_pattern(str(path))
     suffixes = {file.suffix.lower() for file in files}
     if len(suffixes) == 1 and suffixes <= set(READERS):
@@ -121,22 +122,25 @@ def _artifact(path: Path, kind: str, column: str | None) -> CaptionSource:
     original = None if manifest is None else CaptionSource(name, lambda: _manifest_rows(manifest, None))
 
     def read() -> Iterator[Caption]:
-        kept = (row for row in stream_captions(path) if not getattr(row, "excluded", False))
-        return (Caption(row.id, row.caption) for row in kept)
+        # Rows of images that the data no longer hold come last.
+        number = Card.read(path, "captions").details.get("images")
+        for row in itertools.islice(stream_captions(path), number):
+            excluded = f"excluded ({row.reason or ', '.join(row.flags)})" if row.excluded else None
+            yield Caption(row.id, row.caption, excluded)
 
     return CaptionSource(name, read, original)
 
 
-def _listing(path: Path) -> Any:
+def _listing(path: Path) -> Listing:
     try:
         return list_images(str(path))
     except UserError as error:
         raise UserError(f"{error}{_hint(path)}") from error
 
 
-def _data_rows(path: Path, listing: Any, column: str | None) -> Iterator[Caption]:
+def _data_rows(path: Path, listing: Listing, column: str | None) -> Iterator[Caption]:
     field, found = CaptionField(str(path), column), False
-    for candidates, problems in _parts(listing):
+    for candidates, problems in (part.open() for part in listing.parts()):
         found = found or bool(candidates) or bool(problems)
         for problem in problems:
             yield Caption(problem["path"], None, problem["reason"])
@@ -145,13 +149,6 @@ def _data_rows(path: Path, listing: Any, column: str | None) -> Iterator[Caption
     field.finish()
     if not found:
         raise UserError(f"{path}: holds no images{_hint(path)}")
-
-
-def _parts(listing: Any) -> Iterator[tuple[Sequence[Candidate], Sequence[Mapping[str, str]]]]:
-    if hasattr(listing, "parts"):
-        yield from (part.open() for part in listing.parts())
-    else:
-        yield listing.candidates, listing.dropped
 
 
 def _hint(folder: Path) -> str:
@@ -182,8 +179,7 @@ def _of_candidate(candidate: Candidate, field: CaptionField) -> Caption:
 def _hub(source: str, column: str | None) -> Callable[[], Iterator[Caption]]:
     from pixart_core.data import hub  # `datasets` takes seconds to import
 
-    options = {"streaming": False} if "streaming" in inspect.signature(hub.open_split).parameters else {}
-    place, rows = hub.open_split(source, **options)
+    place, rows = hub.open_split(source, streaming=False)
     name, found = hub.stable_name(place), find_column(source, column, rows.column_names)
 
     def read() -> Iterator[Caption]:

@@ -28,7 +28,7 @@ def run_caption_statistics(
 
     Returns:
         captions and before (None: there is nothing to compare with), each with label, what
-        `CaptionCounts.noun_statistics` gives, without_caption, unreadable (with an example), and tokens
+        `CaptionCounts.noun_statistics` gives, without_caption, left_out (with an example), and tokens
         (None: not counted); tagger, tokenizer, max_tokens, limit, reported (the paper's rows), notes,
         markdown (lines of a table to paste) and output.
 
@@ -93,8 +93,8 @@ def _count(
     tally = counter.count(chosen, progress, "count captions")
     return tally.counts.noun_statistics() | {
         "without_caption": tally.without_caption,
-        "unreadable": tally.unreadable,
-        "unreadable_example": tally.example,
+        "left_out": tally.left_out,
+        "left_out_example": tally.example,
         "tokens": tally.counts.token_statistics(tokens.max_tokens) if tokens else None,
     }
 
@@ -119,7 +119,7 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
     if result["limit"] is not None and max(numbers) == result["limit"]:
         notes.append("a sample, the same whenever it is taken: chosen by a hash of the ids")
     for part in parts:
-        if part["unreadable"]:
-            example = part["unreadable_example"]
-            notes.append(f"{part['label']}: {part['unreadable']:,} cannot be read, e.g. {example}")
+        if part["left_out"]:
+            example = part["left_out_example"]
+            notes.append(f"{part['label']}: {part['left_out']:,} left out, e.g. {example}")
     return notes

@@ -21,7 +21,7 @@ class Caption(NamedTuple):
     Attributes:
         id: stable; of an image where there is one, else the number of the row.
         text: None or blank: there is no caption.
-        problem: why the caption that there is cannot be read.
+        problem: why the caption that there is cannot be read or shall not be used.
     """
 
     id: str

@@ -28,7 +28,7 @@ def markdown_table(result: Mapping[str, Any]) -> list[str]:
 def statistics_columns(result: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """(headings, rows of a label and one cell a heading): before, after, and the paper's.
 
-    Rows that say nothing (tokens not counted, nothing unreadable) are left out.
+    Rows that say nothing (tokens not counted, nothing left out) are left out.
     """
     sets = _sets(result)
     headings = ["captions"] if result["before"] is None else ["before", "after"]
@@ -73,7 +73,7 @@ def _cells(part: Mapping[str, Any], max_tokens: int, exact: bool) -> list[tuple[
         ("  max", token("max", 0)),
         (f"Longer than {max_tokens}", f"{tokens['truncated_share']:.2%}" if tokens else _NONE),
         ("Without caption", count("without_caption")),
-        ("Unreadable", count("unreadable")),
+        ("Left out", count("left_out")),
     ]
 
 
