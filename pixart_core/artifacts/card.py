@@ -1,9 +1,12 @@
 """`card.json`: what a folder holds, with which options it was made, and from which inputs."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,13 +125,10 @@ def fingerprint_input(source: str | Path) -> str:
     if card is not None:
         return str(card["fingerprint"])
     if path.is_file():
-        stat = path.stat()
-        return fingerprint([path.name, stat.st_size, stat.st_mtime_ns])
+        state = path.stat()
+        return fingerprint([path.name, state.st_size, state.st_mtime_ns])
     if path.is_dir():
-        files = sorted(entry for entry in path.rglob("*") if entry.is_file())
-        return fingerprint(
-            [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        )
+        return _fingerprint_files(path)
     text = str(source)
     if text.startswith("hf:"):
         folder = _hub_folder(text.removeprefix("hf:"))
@@ -136,6 +136,39 @@ def fingerprint_input(source: str | Path) -> str:
     if is_pattern(text) and (files := expand_pattern(text)):
         return fingerprint([fingerprint_input(file) for file in files])
     return f"id:{text}"
+
+
+def _fingerprint_files(folder: Path) -> str:
+    """`fingerprint` of the list of (name, bytes, time) of all files below `folder`, without the list."""
+    digest, separator = hashlib.sha256(b"["), ""
+    for name, state in _files_below(str(folder), "", set()):
+        row = json.dumps([name, state.st_size, state.st_mtime_ns], separators=(",", ":"))
+        digest.update((separator + row).encode())
+        separator = ","
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
+
+
+def _files_below(
+    folder: str, prefix: str, seen: set[tuple[int, int]]
+) -> Iterator[tuple[str, os.stat_result]]:
+    """In the order of their names; links are followed, each folder counts once, what is gone does not."""
+    try:
+        place = os.stat(folder)
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return
+    if (place.st_dev, place.st_ino) in seen:
+        return
+    seen.add((place.st_dev, place.st_ino))
+    for name in names:
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            if stat.S_ISREG(state.st_mode):
+                yield prefix + name, state
+            elif stat.S_ISDIR(state.st_mode):
+                yield from _files_below(path, f"{prefix}{name}/", seen)
 
 
 def _hub_folder(text: str) -> Path | None:
