@@ -141,11 +141,8 @@ def _entry_kind(entry: "os.DirEntry[str]") -> str:
 
 def _row_of(path: str, tables: Sequence[MetadataTable]) -> tuple[MetadataTable, int] | None:
     """The row of an image in the table of the nearest folder that names it."""
-    for table in reversed(tables):
-        number = table.find(path)
-        if number is not None:
-            return table, number
-    return None
+    found = [(table, table.find(path)) for table in tables]  # all are asked: a row that another hides is used
+    return next(((table, number) for table, number in reversed(found) if number is not None), None)
 
 
 def _unfound(table: MetadataTable, root: str) -> Iterator[Found]:

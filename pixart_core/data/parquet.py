@@ -123,12 +123,13 @@ class ParquetRows:
 
     def _read_from(self, row: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
         """Batches from the beginning of the row group of `row` on."""
-        group = max(number for number, start in enumerate(self._group_starts[:-1]) if start <= row)
-        start = self._group_starts[group]
-        groups = range(group, len(self._group_starts) - 1)
-        for batch in self._file.iter_batches(_BATCH, row_groups=list(groups), columns=self._columns):
-            yield start, batch
-            start += batch.num_rows
+        first = max(number for number, start in enumerate(self._group_starts[:-1]) if start <= row)
+        for group in range(first, len(self._group_starts) - 1):
+            start = self._group_starts[group]
+            # One group at a time: a batch over two of them would be lost with either.
+            for batch in self._file.iter_batches(_BATCH, row_groups=[group], columns=self._columns):
+                yield start, batch
+                start += batch.num_rows
 
 
 def parquet_part(root: str, name: str) -> Part:

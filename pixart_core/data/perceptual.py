@@ -24,7 +24,7 @@ Looks = np.dtype([("hash", np.uint64), ("colours", np.uint8, (12,))])
 
 def look_of(image: Image.Image) -> bytes | None:
     """20 bytes: the hash (big-endian) and the mean RGB of the four quarters; None for a flat picture."""
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     grey = np.asarray(small.convert("L"), np.float64)
     if grey.std() < _FLAT:
         return None
