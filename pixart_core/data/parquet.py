@@ -1,7 +1,9 @@
 """Parquet files with an image a row: as {bytes, path}, as bytes, or as the path of a file."""
 
+import bisect
 import collections
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -52,7 +54,7 @@ class ParquetRows:
         self._columns = [self.column.name, *plain]
         metadata = self._file.metadata
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        self._group_starts = [sum(counts[:number]) for number in range(len(counts) + 1)]
+        self._group_starts = list(itertools.accumulate(counts, initial=0))
         self._batches: collections.deque[tuple[int, pyarrow.RecordBatch]] = collections.deque(maxlen=_BATCHES)
         self._ahead: Iterator[tuple[int, pyarrow.RecordBatch]] = iter(())
         self._next = -1  # the row that _ahead goes on with
@@ -119,11 +121,12 @@ class ParquetRows:
         raise UserError(f"{self.path}: ends before row {row}; did the data change?")
 
     def _group_end(self, row: int) -> int:
-        return next((start for start in self._group_starts if start > row), 0)
+        place = bisect.bisect_right(self._group_starts, row)
+        return self._group_starts[place] if place < len(self._group_starts) else 0
 
     def _read_from(self, row: int) -> Iterator[tuple[int, pyarrow.RecordBatch]]:
         """Batches from the beginning of the row group of `row` on."""
-        first = max(number for number, start in enumerate(self._group_starts[:-1]) if start <= row)
+        first = bisect.bisect_right(self._group_starts, row) - 1
         for group in range(first, len(self._group_starts) - 1):
             start = self._group_starts[group]
             # One group at a time: a batch over two of them would be lost with either.
