@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from pixart_core import __version__
 from pixart_core.artifacts.patterns import expand_pattern, is_pattern
-from pixart_core.artifacts.publish import write_json
+from pixart_core.artifacts.publish import json_text, write_text
 from pixart_core.errors import UserError
 from pixart_core.recipe.schema import source_fields
 
@@ -66,7 +66,11 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Publish this card in `folder`, which makes the artifact complete."""
-        write_json(folder / CARD, dataclasses.asdict(self) | {"fingerprint": self.fingerprint})
+        write_text(folder / CARD, self.text())
+
+    def text(self) -> str:
+        """The content of its file."""
+        return json_text(dataclasses.asdict(self) | {"fingerprint": self.fingerprint})
 
     @classmethod
     def read(cls, folder: Path, kind: str) -> Self:

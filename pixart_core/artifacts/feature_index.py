@@ -64,18 +64,17 @@ def read_index(folder: Path) -> Index:
 
 def _refuse_other_formats(path: Path, first: bytes) -> None:
     try:
-        found = json.loads(first)["format"]
+        row = json.loads(first)
+        found = int(row["format"])
     except (ValueError, KeyError, TypeError):
         return
-    if isinstance(found, int) and found < FORMAT:
+    if found < FORMAT and "line" not in row:  # lines had no hash then; with one it is a damaged line
         raise UserError(
             f"{path.parent} was made by an earlier pixart (feature store of format {found}, now {FORMAT}); "
             "extract the features again, into another folder or after deleting this one"
         )
-    if isinstance(found, int) and found > FORMAT and _parse(first) is not None:
-        raise UserError(
-            f"{path.parent} was made by a newer pixart (feature store of format {found}); upgrade"
-        )
+    if found > FORMAT and _parse(first) is not None:
+        raise UserError(f"{path.parent} was made by a newer pixart (format {found}); upgrade to read it")
 
 
 def write_index(folder: Path, plan: str, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -32,8 +32,9 @@ from pixart_core.artifacts.feature_segments import (
 )
 from pixart_core.errors import UserError
 
-__all__ = ["Bucket", "FeaturePlan", "Kind", "PlannedImage", "PlannedShard"]
+__all__ = ["KINDS", "Bucket", "FeaturePlan", "Kind", "PlannedImage", "PlannedShard"]
 Kind = Literal["text", "image"]
+KINDS: tuple[Kind, ...] = ("text", "image")
 _CHANGES = {
     "caption": "another caption",
     "label": "another label",

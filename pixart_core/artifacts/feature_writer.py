@@ -36,7 +36,7 @@ from torch import Tensor
 from pixart_core.artifacts.card import CARD, Card
 from pixart_core.artifacts.feature_files import sync_folder, write_columns
 from pixart_core.artifacts.feature_index import append_entry, read_index, write_index
-from pixart_core.artifacts.feature_plan import FeaturePlan, Kind, PlannedShard
+from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, Kind, PlannedShard
 from pixart_core.artifacts.quantise import dequantise, quantise
 from pixart_core.errors import PixartError
 
@@ -71,7 +71,7 @@ class FeatureWriter:
         published = read_index(folder).entries
         self._missing: dict[Kind, list[PlannedShard]] = {
             kind: [shard for shard in plan.shards(kind) if not self._is_whole(published.get(shard.name))]
-            for kind in ("text", "image")
+            for kind in KINDS
         }
 
     def missing(self, kind: Kind) -> list[PlannedShard]:
@@ -112,7 +112,9 @@ class FeatureWriter:
             noise = max([noise, *(float(moments[std].max()) for _, std in SIDES if std in moments)])
         if ids != self.plan.ids(shard.rows):
             raise PixartError(f"{shard.name}: these are not the images that were planned for it")
-        stored = [name for side in SIDES for name in side if name in packer.shapes]
+        sides = SIDES if self.plan.settings.get("flip") else SIDES[:1]
+        stored = [name for side in sides for name in side]
+        assert packer.shapes.keys() == set(stored), f"{shard.name}: moments {', '.join(packer.shapes)}"
         if noise <= _NO_NOISE:
             stored = [name for name in stored if not name.startswith("std")]
         rows, layout = packer.rows(stored)
@@ -127,22 +129,23 @@ class FeatureWriter:
             Whether the store is complete; it is not while text or images are not made yet.
         """
         published = read_index(self.folder).entries
-        shards = [*self.plan.shards("text"), *self.plan.shards("image")]
-        names = [*self.plan.segments, *(shard.name for shard in shards)]
-        write_index(
-            self.folder, self.plan.fingerprint, [published[name] for name in names if name in published]
-        )
-        if not all(self._is_whole(published.get(name)) for name in names):
-            return False
-        card.write(self.folder)
+        names = self._names()
+        entries = [published[name] for name in names if self._is_whole(published.get(name))]
+        complete = len(entries) == len(names)
+        if complete:
+            content = card.text().encode()
+            digest = xxhash.xxh3_128(content).hexdigest()
+            entries.append({"kind": "card", "name": CARD, "bytes": len(content), "xxh3_128": digest})
+        write_index(self.folder, self.plan.fingerprint, entries)
+        if complete:
+            card.write(self.folder)
         sync_folder(self.folder)
-        return True
+        return complete
 
     def errors(self) -> dict[str, float]:
         """Relative rms error of what is stored against what the encoders gave, for each kind of value."""
         published = read_index(self.folder).entries
-        shards = [*self.plan.shards("text"), *self.plan.shards("image")]
-        entries = [published[shard.name] for shard in shards if shard.name in published]
+        entries = [published[name] for name in self._names() if "error" in published.get(name, ())]
         result = {}
         for name in sorted({name for entry in entries for name in entry["error"]}):
             pairs = [(entry["error"][name], entry["count"]) for entry in entries if name in entry["error"]]
@@ -154,15 +157,20 @@ class FeatureWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         for partial in self.folder.glob(".*.partial"):  # of a killed run
             partial.unlink()
-        shards = [*self.plan.shards("text"), *self.plan.shards("image")]
         published = read_index(self.folder).entries
-        entries: dict[str, Mapping[str, Any]] = {}
-        entries |= {name: self.plan.segment_entry(name) for name in self.plan.segments}
-        entries |= {s.name: published[s.name] for s in shards if self._is_whole(published.get(s.name))}
-        if len(entries) < len(self.plan.segments) + len(shards):
-            (self.folder / CARD).unlink(missing_ok=True)
-        # Rewritten, so that lines which a kill cut short are gone.
-        write_index(self.folder, self.plan.fingerprint, entries.values())
+        whole = {name: published[name] for name in self._names() if self._is_whole(published.get(name))}
+        if (self.folder / CARD).exists() and len(whole) == len(self._names()):
+            return
+        (self.folder / CARD).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        # A kill may have come between a segment and its line; lines that it cut short are gone now.
+        segments = {name: self.plan.segment_entry(name) for name in self.plan.segments}
+        write_index(self.folder, self.plan.fingerprint, (segments | whole).values())
+
+    def _names(self) -> list[str]:
+        """What belongs into the index, in the canonical order."""
+        shards = (shard for kind in KINDS for shard in self.plan.shards(kind))
+        return [*self.plan.segments, *(shard.name for shard in shards)]
 
     def _is_whole(self, entry: Mapping[str, Any] | None) -> bool:
         if entry is None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pixart_core.artifacts.card import CARD, Card
 from pixart_core.artifacts.feature_index import read_index
-from pixart_core.artifacts.feature_plan import Bucket, FeaturePlan, PlannedShard
+from pixart_core.artifacts.feature_plan import KINDS, Bucket, FeaturePlan, PlannedShard
 from pixart_core.artifacts.feature_reader import CaptionReader, MomentReader, Shards
 from pixart_core.errors import UserError
 
@@ -196,13 +196,17 @@ def _checked(indices: Sequence[int], count: int) -> np.ndarray:
 
 def _refuse_unfinished(folder: Path) -> None:
     """Raises:
-    UserError: shards are not made yet; says of what."""
+    UserError: shards are not made yet; says how many."""
     if (folder / CARD).exists() or not (folder / "plan-00000.safetensors").exists():
         return
     plan, entries = FeaturePlan.load(folder), read_index(folder).entries
-    missing = [kind for kind in ("text", "image") if any(s.name not in entries for s in plan.shards(kind))]
-    if len(missing) == 1:
-        raise UserError(
-            f"{folder} is unfinished: its {missing[0]} features are missing; "
-            "run extract-features for the same data and output again"
-        )
+    parts = []
+    for kind in KINDS:
+        shards = plan.shards(kind)
+        missing = sum(shard.name not in entries for shard in shards)
+        if missing:
+            parts.append(f"{missing} of {len(shards)} {kind} shards")
+    raise UserError(
+        f"{folder} is unfinished: {' and '.join(parts) or 'its card'} missing; "
+        "run extract-features for the same data and output again"
+    )
