@@ -26,10 +26,25 @@ def position_table(width: int, grid: int, base: int, scale: float = 1.0) -> Tens
     return torch.from_numpy(np.concatenate([waves(columns), waves(rows)], axis=1)).float()[None]
 
 
-def make_weights(kind: str, *, micro: bool = False, scale: float = 1.0, seed: int = 0) -> dict[str, Tensor]:
-    """Random non-zero weights of a tiny model, "dit" or "pixart"."""
-    d = WIDTH
-    shapes: dict[str, tuple[int, ...]] = {"x_embedder.proj.weight": (d, CHANNELS, PATCH, PATCH)}
+def make_weights(
+    kind: str,
+    *,
+    micro: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+    width: int = WIDTH,
+    depth: int = DEPTH,
+    patch: int = PATCH,
+    channels: int = CHANNELS,
+    side: int = SIDE,
+    caption: int = CAPTION,
+    tokens: int = TOKENS,
+    classes: int = CLASSES,
+    outputs: int = 2,
+) -> dict[str, Tensor]:
+    """Random non-zero weights of a tiny model, "dit" or "pixart"; `outputs` channels for each input's."""
+    d = width
+    shapes: dict[str, tuple[int, ...]] = {"x_embedder.proj.weight": (d, channels, patch, patch)}
     shapes["x_embedder.proj.bias"] = (d,)
 
     def linear(name: str, out: int, inner: int) -> None:
@@ -38,19 +53,19 @@ def make_weights(kind: str, *, micro: bool = False, scale: float = 1.0, seed: in
     linear("t_embedder.mlp.0", d, 256)
     linear("t_embedder.mlp.2", d, d)
     if kind == "dit":
-        shapes["y_embedder.embedding_table.weight"] = (CLASSES + 1, d)
+        shapes["y_embedder.embedding_table.weight"] = (classes + 1, d)
         linear("final_layer.adaLN_modulation.1", 2 * d, d)
     else:
         linear("t_block.1", 6 * d, d)
-        linear("y_embedder.y_proj.fc1", d, CAPTION)
+        linear("y_embedder.y_proj.fc1", d, caption)
         linear("y_embedder.y_proj.fc2", d, d)
-        shapes["y_embedder.y_embedding"] = (TOKENS, CAPTION)
+        shapes["y_embedder.y_embedding"] = (tokens, caption)
         shapes["final_layer.scale_shift_table"] = (2, d)
         for name in ("csize_embedder", "ar_embedder") if micro else ():
             linear(f"{name}.mlp.0", d // 3, 256)
             linear(f"{name}.mlp.2", d // 3, d // 3)
-    linear("final_layer.linear", PATCH * PATCH * 2 * CHANNELS, d)
-    for i in range(DEPTH):
+    linear("final_layer.linear", patch * patch * outputs * channels, d)
+    for i in range(depth):
         linear(f"blocks.{i}.attn.qkv", 3 * d, d)
         linear(f"blocks.{i}.attn.proj", d, d)
         linear(f"blocks.{i}.mlp.fc1", 4 * d, d)
@@ -66,7 +81,7 @@ def make_weights(kind: str, *, micro: bool = False, scale: float = 1.0, seed: in
     weights = {
         name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()
     }
-    weights["pos_embed"] = position_table(d, SIDE // PATCH, SIDE // PATCH, scale)
+    weights["pos_embed"] = position_table(d, side // patch, side // patch, scale)
     return weights
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -17,6 +17,12 @@ Kind = Literal["pixart", "dit"]
 POS_EMBED = "pos_embed"
 Y_EMBEDDING = "y_embedder.y_embedding"
 WITHOUT_TABLE = "to use the file without it, give sample_size and interpolation_scale"
+# What both models have, and what only one of them has.
+_FRAME = ("x_embedder.proj.", "t_embedder.mlp.", "blocks.", "final_layer.")
+_MARKS: dict[Kind, tuple[str, ...]] = {
+    "pixart": ("t_block.", "y_embedder.y_proj.", ".cross_attn."),
+    "dit": ("y_embedder.embedding_table.", ".adaLN_modulation."),
+}
 # Rounding of a stored position table, by type: fp32 from numpy's or torch's sine, or cast to half.
 POSITION_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -87,13 +93,19 @@ def _mlp(original: str, ours: str) -> Iterator[Rule]:
     yield Rule(f"{original}.2", (f"{ours}.linear_2",))
 
 
-def original_kind(names: Mapping[str, object]) -> Kind | None:
-    """Which original model these names are of; None when neither."""
-    if "final_layer.linear.weight" not in names:
+def original_kind(names: Iterable[str]) -> Kind | None:
+    """Which original model these names are of; None when neither.
+
+    No single name decides, so that a file that lacks one is told of what is missing.
+    """
+    known = list(names)
+    frame = sum(any(name.startswith(part) for name in known) for part in _FRAME)
+    if frame < len(_FRAME) - 1:
         return None
-    if "t_block.1.weight" in names:
-        return "pixart"
-    return "dit" if "y_embedder.embedding_table.weight" in names else None
+    for kind, marks in _MARKS.items():
+        if any(mark in name for name in known for mark in marks):
+            return kind
+    return None
 
 
 def count_blocks(names: Mapping[str, object], prefix: str = "blocks.") -> int:
@@ -111,7 +123,8 @@ def from_original(kind: Kind, weights: Mapping[str, Tensor], source: object) -> 
     left = dict(weights)
     missing: list[str] = []
     renamed: dict[str, Tensor] = {}
-    for rule in rules(kind, count_blocks(weights), "csize_embedder.mlp.0.weight" in weights):
+    micro_conditions = any(name.startswith(("csize_embedder.", "ar_embedder.")) for name in weights)
+    for rule in rules(kind, count_blocks(weights), micro_conditions):
         for parameter in rule.parameters:
             name = f"{rule.original}.{parameter}"
             tensor = left.pop(name, None)

@@ -16,6 +16,7 @@ Format = Literal[
     "another model",
 ]
 CONTROLNET_BASE, CONTROLNET_COPIES = "base_model.", "controlnet."
+_DIFFUSERS = ("pos_embed.proj.", "adaln_single.", "caption_projection.", ".norm1.emb.", "proj_out_2.")
 _LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up", "lora_embedding")
 # A part of a name that only this model has. First match counts.
 _OTHER_MODELS = (
@@ -39,7 +40,14 @@ def recognise(names: Mapping[str, object]) -> Format:
     kind = original_kind(names)
     if kind is not None:
         return "official PixArt" if kind == "pixart" else "original DiT"
-    return "diffusers" if "pos_embed.proj.weight" in names else "another model"
+    return "diffusers" if _is_diffusers(names) else "another model"
+
+
+def _is_diffusers(names: Iterable[str]) -> bool:
+    """Blocks of PixArt or DiT in diffusers' names, and something around them that only these have."""
+    known = list(names)
+    blocks = any(name.startswith("transformer_blocks.") and ".attn1." in name for name in known)
+    return blocks and any(mark in name for name in known for mark in _DIFFUSERS)
 
 
 def is_lora(names: Iterable[str]) -> bool:
