@@ -112,6 +112,11 @@ def make_batch(
     )
 
 
+def draw_flips(seed: int, step: int, slots: Sequence[int]) -> list[bool]:
+    """Which samples are mirrored, from (seed, step, place in the global batch) like every other draw."""
+    return [bool(derive_seed(seed, "flip", step, slot) % 2) for slot in slots]
+
+
 def drop_captions(
     text: Float[Tensor, "b l d"],
     mask: Bool[Tensor, "b l"],

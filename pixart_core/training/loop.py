@@ -22,7 +22,7 @@ from pixart_core.models.build import Transformer
 from pixart_core.models.files import save_transformer
 from pixart_core.progress import Progress
 from pixart_core.recipe.training import AdamWOptions, TrainStep
-from pixart_core.training.batches import TrainingBatch, Unconditional, make_batch
+from pixart_core.training.batches import TrainingBatch, Unconditional, draw_flips, make_batch
 from pixart_core.training.ema import Ema
 from pixart_core.training.initial import ReadInit, read_folder
 from pixart_core.training.interrupt import StopRequests
@@ -195,7 +195,11 @@ def micro_batches(
     for start in range(slots.start, slots.stop, step.micro_batch_size):
         places = range(start, start + step.micro_batch_size)
         yield make_batch(
-            store.batch(bucket, indices[places.start : places.stop].tolist()),
+            store.batch(
+                bucket,
+                indices[places.start : places.stop].tolist(),
+                draw_flips(step.seed, number, places) if store.flips else None,
+            ),
             places,
             seed=step.seed,
             step=number,
