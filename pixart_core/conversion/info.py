@@ -79,9 +79,8 @@ def _unfinished(progress: dict[str, Any], weights: Path | None) -> dict[str, Any
     if weights is not None:
         opened = open_source(weights)
         info = _container(opened) | _model(opened)
-    told = (
-        f"the training has not finished ({progress['steps']} of {progress.get('max_train_steps', '?')} steps)"
-    )
+    steps = f"{progress['steps']} of {progress.get('max_train_steps', '?')} steps"
+    told = f"the training has not finished ({steps}); run it again to continue it"
     return info | {
         "container": "unfinished training",
         "weights_used": "ema",

@@ -127,7 +127,8 @@ def _whole(path: Path) -> Path:
 def _is_of_its_folder(path: Path) -> bool:
     """Whether a file is what opening its folder would read, alone or as a shard."""
     try:
-        return (path.parent / CONFIG).exists() and path in find_weights(path.parent)
+        read_transformer_config(path.parent)
+        return path in find_weights(path.parent)
     except UserError:
         return False
 
