@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from broken_images import encode, noise, write_salted_folder
 
 from pixart_core.artifacts.caption_work import PARTS
 from pixart_core.artifacts.captions import CAPTIONS, FAILED, read_captions
+from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.manifest import read_manifest
 from pixart_core.data.caption_flags import caption_flags
 from pixart_core.encoders.caption import run_caption
@@ -226,7 +228,7 @@ def test_an_image_that_broke_after_the_scan_is_one_row_of_the_ledger_until_it_is
     assert rows[failed["id"]].flags == ("failed",)
 
     strict = broken.model_copy(update={"max_bad_fraction": 0.1})
-    with pytest.raises(PixartError, match=r"1 of 4 images got no caption, the last one [^:]*c\.png: damaged"):
+    with pytest.raises(PixartError, match=r"1 of 4 images got no caption, the last one [^:]*c\.png: truncated: "):
         run_caption(strict, tmp_path / "strict", Silent())
 
     (folder / "c.png").write_bytes(whole)
@@ -243,6 +245,7 @@ def test_an_image_that_broke_after_the_scan_is_one_row_of_the_ledger_until_it_is
         ({"captioner": "/nowhere/llava"}, "/nowhere/llava is not a folder"),
         ({"device": "gpu7"}, "device: 'gpu7' is no device"),
         ({"quantization": "4bit"}, "quantization 4bit needs a GPU"),
+        ({"tokenizer": "/nowhere/t5"}, "/nowhere/t5 is not a folder"),
     ],
 )
 def test_mistakes_get_one_clear_line(
@@ -295,6 +298,31 @@ def test_flagged_captions_are_asked_for_again_and_excluded(
     result = run_caption(retried.model_copy(update={"batch_size": 5}), tmp_path / "other", Silent())
     assert (result["captioned_now"], result["excluded"]) == (0, 0)
     assert (tmp_path / "other" / CAPTIONS).read_bytes() == (tmp_path / "one" / CAPTIONS).read_bytes()
+
+
+def test_captions_too_long_for_the_text_encoder_are_flagged_by_its_own_tokenizer(
+    tmp_path: Path, step: CaptionStep, undisturbed: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    from pixart_core.encoders.tiny_t5 import build_tokenizer
+
+    tokenizer = build_tokenizer([row.caption for row in read_captions(undisturbed).values()])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert Card.read(undisturbed, "captions").details["flags"]["too_long"] is None  # T5's is not here
+
+    output = tmp_path / "out"
+    shutil.copytree(undisturbed, output)
+    counting = step.model_copy(update={"tokenizer": str(tmp_path / "tokenizer"), "max_tokens": 7})
+    result = run_caption(counting, output, Silent())
+    assert result["tokenizer"].endswith("tokenizer")
+    oracle = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    long = 0
+    for row in read_captions(output).values():
+        assert row.tokens == len(oracle(row.caption)["input_ids"])
+        assert ("too_long" in row.flags) == (row.tokens > 7)
+        long += row.tokens > 7
+    assert 0 < long == result["flags"]["too_long"] < IMAGES
 
 
 @pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji data are not here")

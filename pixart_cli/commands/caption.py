@@ -19,7 +19,7 @@ from pixart_core.recipe.load import step_from_options
     "pixart caption --data laion/ --with-original-caption batch_size=32 quantization=4bit",
     "pixart caption --data sam/ --api-base http://localhost:8000/v1 --captioner Qwen/Qwen2.5-VL-7B-Instruct",
     "pixart caption --data sam/ retry_flagged=2 exclude_flagged=[empty,refusal]",
-    "accelerate launch --num_processes 8 --no_python pixart caption --data sam/",
+    "torchrun --nproc_per_node 8 --no-python pixart caption --data sam/",
     "pixart caption --stats --data captions/sam",
     "pixart caption --stats --data new.jsonl --before laion.parquet before_column=TEXT num_proc=8",
 )

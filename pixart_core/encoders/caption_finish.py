@@ -29,7 +29,7 @@ def publish_captions(step: CaptionStep, work: CaptionWork, manifest: Manifest, p
 
     The card's details: images, failed and excluded (counts), flags (count of each; None for too_long if
     there is no tokenizer to count with), tokenizer (its name), and statistics (noun statistics of the
-    captions, and of the data's own as "original"; None without a tagger or for very many captions).
+    captions, and of the data's own as "original" if it has any; None without a tagger or for very many).
     Captions of images that are not in the manifest (of data that was larger once) are kept, uncounted.
     """
     ids = [record.id for record in manifest.records]
@@ -112,10 +112,11 @@ def _statistics(folder: Path, manifest: Manifest, progress: Progress) -> dict[st
     kept = (row.caption for row, _ in rows_of(folder / CAPTIONS) if row.id in ids and not row.excluded)
     originals = [record.caption for record in manifest.records if record.caption]
     try:
-        return {
-            "captions": caption_statistics(kept),
-            "original": caption_statistics(originals) if originals else None,
-        }
+        counted = {"captions": caption_statistics(kept)}
+        if originals:
+            counted["original"] = caption_statistics(originals)
     except UserError as error:
         progress.say(f"noun statistics are left out: {error}")
         return None
+    # The paper's rows stand beside them in `pixart caption --stats`.
+    return {name: {k: v for k, v in each.items() if k != "reported"} for name, each in counted.items()}
