@@ -217,7 +217,7 @@ def test_a_kept_scan_is_used_again_until_data_or_options_change(
     first = manifest_for(step, tmp_path / "kept", Silent())
     assert {row["path"] for row in read_dropped(tmp_path / "kept")} == set(unusable())
     with monkeypatch.context() as patch:
-        patch.setattr("pixart_core.data.scan.scan_images", lambda *_, **__: pytest.fail("scanned again"))
+        patch.setattr("pixart_core.data.scan.list_images", lambda _: pytest.fail("scanned again"))
         assert manifest_for(step, tmp_path / "kept", Silent()) == first
     limited = step.model_copy(update={"limit": 2})
     assert len(manifest_for(limited, tmp_path / "kept", Silent()).records) == 2

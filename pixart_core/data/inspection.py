@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import os
 import queue
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,11 +19,13 @@ from pixart_core.artifacts.card import fingerprint
 from pixart_core.data.candidates import Candidate, Part, Problem
 from pixart_core.data.images import UnusableImageError, decode_image
 from pixart_core.data.perceptual import look_of
-from pixart_core.data.scan_log import Chunk, Inspected, ScanLog
+from pixart_core.data.scan_log import Chunk, Inspected, Place, ScanLog
 from pixart_core.errors import UserError
 
 Fact = Literal["bytes", "pixels", "look"]
 """What is only computed when somebody asks for it."""
+
+ALL_FACTS: frozenset[Fact] = frozenset(("bytes", "pixels", "look"))
 
 _RULES = 1  # of `inspect_candidate`; counted up when it finds something else in the same file
 _CHUNK = 256  # images of a line of the log
@@ -112,6 +115,17 @@ class _Slot:
         return Chunk(self.key, self.chunks, self.problems, images)
 
 
+def _key_of(part: str, facts: frozenset[Fact]) -> str:
+    return fingerprint([part, sorted(facts), _RULES, PIL.__version__])
+
+
+def _with_more(facts: frozenset[Fact]) -> list[frozenset[Fact]]:
+    """`facts`, then all sets that hold more: what was looked at for them serves as well."""
+    others = sorted(ALL_FACTS - facts)
+    counts = range(len(others) + 1)
+    return [facts | set(more) for count in counts for more in itertools.combinations(others, count)]
+
+
 class _Work:
     def __init__(self, pool: ThreadPoolExecutor, log: ScanLog, facts: frozenset[Fact], threads: int) -> None:
         self._pool = pool
@@ -149,16 +163,20 @@ class _Work:
             if part.key is None:
                 yield _Slot(None, 1, 0, logged=False, problems=tuple(part.open().problems))
                 continue
-            key = fingerprint([part.key, sorted(self._facts), _RULES, PIL.__version__])
-            first = self._log.find(f"{key}:0")
-            if first is not None:
-                places = [self._log.find(f"{key}:{number}") for number in range(first.chunks)]
-                if None not in places:
-                    for number, place in enumerate(places):
-                        assert place is not None
-                        yield _Slot(f"{key}:{number}", first.chunks, place.images, logged=True)
-                    continue
-            yield from self._opened(part, key)
+            keys = [_key_of(part.key, facts) for facts in _with_more(self._facts)]
+            known = next((places for key in keys if (places := self._places(key))), None)
+            if known is None:
+                yield from self._opened(part, keys[0])
+            else:
+                for key, place in known.items():
+                    yield _Slot(key, len(known), place.images, logged=True)
+
+    def _places(self, key: str) -> dict[str, Place] | None:
+        """The chunks of a part in the log; None if it does not hold all."""
+        first = self._log.find(f"{key}:0")
+        names = [f"{key}:{number}" for number in range(first.chunks if first else 0)]
+        places = {name: place for name in names if (place := self._log.find(name)) is not None}
+        return places if places and len(places) == len(names) else None
 
     def _opened(self, part: Part, key: str) -> Iterator[_Slot]:
         """The chunks of a part that is not wholly known."""

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
-from scipy.fft import dctn
 
 _SIDE, _KEPT = 32, 8
 _FLAT = 1.0  # grey levels: below, the hash of a picture is that of its noise
@@ -24,6 +23,8 @@ Looks = np.dtype([("hash", np.uint64), ("colours", np.uint8, (12,))])
 
 def look_of(image: Image.Image) -> bytes | None:
     """20 bytes: the hash (big-endian) and the mean RGB of the four quarters; None for a flat picture."""
+    from scipy.fft import dctn  # takes long to import, and only this needs it
+
     small = image.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     grey = np.asarray(small.convert("L"), np.float64)
     if grey.std() < _FLAT:

@@ -96,6 +96,10 @@ class ScanLog:
         """Where a chunk is, None if it is not known."""
         return self._places.get(key)
 
+    def keys(self) -> Iterable[str]:
+        """Of all chunks that are known."""
+        return self._places.keys()
+
     def read(self, key: str) -> Chunk:
         """A chunk that `find` knows."""
         row = json.loads(self._line(key))

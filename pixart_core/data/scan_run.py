@@ -87,8 +87,12 @@ class Scan:
                     flagged = next(flags, None)
 
     def keys(self) -> Iterator[str]:
-        """Keys of the log that this scan made use of, in order, each once."""
-        return iter(dict.fromkeys(itertools.chain(self._excluded, self._selection.keys_of_chunks())))
+        """Keys of the log to keep, in order, each once: those that were used.
+
+        After a limited scan the others too: a whole one may come next, or have been before.
+        """
+        others = sorted(self._log.keys()) if self._options.limit else ()
+        return iter(dict.fromkeys(itertools.chain(self._excluded, self._selection.keys_of_chunks(), others)))
 
     def details(self) -> dict[str, Any]:
         """What the card says."""
