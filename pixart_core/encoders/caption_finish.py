@@ -20,7 +20,7 @@ from pixart_core.recipe.caption import CaptionStep
 from pixart_core.recipe.features import ExtractFeaturesStep
 
 _CHUNK = 1000  # captions at a time, for the tokenizer
-# Tagging takes about a second for 400 captions; for many, `pixart caption --stats` uses every core.
+# A second of one core counts about 2,500 dense captions; for many, `pixart caption --stats` uses every core.
 _STATISTICS_LIMIT = 50_000
 
 
