@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -172,50 +169,3 @@ def test_mistakes_are_named(store_folder: Path, data: Path, encoders: Path, tmp_
         run_extraction(make_step(data, encoders, aspect_buckets=[[31, 32]]), tmp_path / "out", Silent())
     with pytest.raises(UserError, match="all are held out"):
         run_extraction(make_step(data, encoders, heldout_fraction=1.0), tmp_path / "out", Silent())
-
-
-# Each child kills itself at a random call (of Python or C, fsync and rename among them) of the code that
-# writes files. Forks before torch has threads, so that its slow import is paid once.
-KILLER = """
-import os, random, signal, sys
-from pathlib import Path
-import torch
-from pixart_core.encoders.extract import run_extraction
-from pixart_core.progress import Silent
-from pixart_core.recipe.features import ExtractFeaturesStep
-torch.set_num_threads(1)
-step, output = ExtractFeaturesStep.model_validate_json(sys.argv[1]), Path(sys.argv[2])
-draws = random.Random(0)
-def killer(calls):
-    def hook(frame, event, argument):
-        nonlocal calls
-        if frame.f_code.co_filename.endswith(("publish.py", "feature_files.py", "feature_index.py")):
-            calls -= 1
-            if calls == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return hook
-for _ in range(20):
-    calls = draws.randrange(1, 700)
-    child = os.fork()
-    if child == 0:
-        sys.setprofile(killer(calls))
-        run_extraction(step, output, Silent())
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        print("killed", len(list(output.glob("*.safetensors"))), flush=True)
-"""
-
-
-def test_a_killed_extraction_ends_with_the_same_bytes(
-    store_folder: Path, data: Path, encoders: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    command = [sys.executable, "-c", KILLER, make_step(data, encoders).model_dump_json(), str(output)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    shards = [int(line.split()[1]) for line in done.stdout.splitlines()]
-    assert len(shards) >= 12
-    assert len(set(shards)) >= 4
-    run_extraction(make_step(data, encoders), output, Silent())
-    assert files(output) == files(store_folder)

@@ -18,7 +18,6 @@ from pixart_core.artifacts.card import card_for
 from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_plan import FeaturePlan
 from pixart_core.artifacts.feature_writer import FeatureWriter
-from pixart_core.data.images import ImageReader
 from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.feature_data import Tables, TrainingData, bucket_tables, training_data
 from pixart_core.encoders.feature_encode import ImageEncoding, encode_text_shards, group_shards
@@ -122,10 +121,9 @@ def encode_missing(
             batch_size=step.batch_size,
         )
     if encoders.vae is not None:
-        reader = ImageReader(data.folder)
         encoding = ImageEncoding(
             encoders.vae,
-            read=lambda name: reader.read(data.record(name)),
+            read=data.picture,
             place=data.place,
             name=str(encoders.described["image"]["name"]),
             batch_size=step.batch_size,

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from pixart_core.artifacts.captions import CAPTIONS, parse_row, rows_of
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.feature_plan import Bucket, PlannedImage
 from pixart_core.artifacts.manifest import ImageRecord, Manifest
 from pixart_core.data.buckets import assign_bucket, bucket_table
+from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import manifest_for
 from pixart_core.encoders.vae import read_vae_downsampling
 from pixart_core.errors import UserError
@@ -31,14 +33,13 @@ class TrainingData:
         count: images.
         excluded: images that are left out because their caption is marked so.
         label_names: classes of stage 1.
-        folder: what relative paths of records are relative to.
     """
 
     def __init__(self, manifest: Manifest, captions: "CaptionTexts | None") -> None:
         """Raises: UserError: an image has no caption in `captions`, or all are excluded."""
-        self.folder = manifest.folder
         self.label_names = manifest.label_names
         self._captions = captions
+        self._reader = ImageReader(manifest.folder)
         records = manifest.split("train")
         # Parsed once where that fits into memory easily.
         self._records = list(records) if len(records) <= _HELD_RECORDS else records
@@ -56,6 +57,21 @@ class TrainingData:
     def caption(self, name: str) -> str:
         """Its caption without surrounding blanks, "" if it has none."""
         return self._caption(self.record(name))
+
+    def picture(self, name: str) -> Image.Image:
+        """Its picture, RGB.
+
+        Raises:
+            UserError: it is gone, or not the one that was scanned.
+        """
+        record = self.record(name)
+        picture = self._reader.read(record)
+        if picture.size != (record.width, record.height):
+            raise UserError(
+                f"{self.place(name)} has {picture.width}x{picture.height} pixels, it had {record.width}x"
+                f"{record.height} when it was scanned; restore it, or extract into another output"
+            )
+        return picture
 
     def place(self, name: str) -> str:
         """Where it lies, for messages."""

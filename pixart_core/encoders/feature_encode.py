@@ -53,14 +53,8 @@ def encode_text_shards(
     if not shards:
         return
     on_cpu = encoder.model.device.type == "cpu"
-    firsts = plan.first_uses(np.concatenate([np.asarray(shard.rows) for shard in shards]))
-    start = 0
-    progress.start("captions", len(firsts))
-    for shard in shards:
-        rows = firsts[start : start + len(shard.rows)]
-        start += len(rows)
-        names = iter(plan.ids(rows[rows >= 0]))
-        texts = ["" if row < 0 else caption_of(next(names)) for row in rows]
+    progress.start("captions", sum(len(shard.rows) for shard in shards))
+    for shard, texts in shard_texts(plan, shards, caption_of):
         if on_cpu:
             with single_threaded_torch():
                 states = encoder.encode_each(texts, max_tokens, batch_size, map_ahead)
@@ -69,6 +63,21 @@ def encode_text_shards(
         writer.write_text(shard, states)
         progress.advance("captions", len(texts))
     progress.finish("captions")
+
+
+def shard_texts(
+    plan: FeaturePlan, shards: Sequence[PlannedShard], caption_of: Callable[[str], str]
+) -> Iterator[tuple[PlannedShard, list[str]]]:
+    """Each of text `shards` with its captions: those of the images that use them first."""
+    if not shards:
+        return
+    firsts = plan.first_uses(np.concatenate([np.asarray(shard.rows) for shard in shards]))
+    start = 0
+    for shard in shards:
+        rows = firsts[start : start + len(shard.rows)]
+        start += len(rows)
+        names = iter(plan.ids(rows[rows >= 0]))
+        yield shard, ["" if row < 0 else caption_of(next(names)) for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)

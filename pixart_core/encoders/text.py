@@ -81,18 +81,26 @@ class TextEncoder:
         ids = self._tokenize(texts, max_tokens)["input_ids"]
         order = sorted(range(len(texts)), key=lambda number: len(ids[number]))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+        def encode(numbers: Sequence[int]) -> list[Tensor]:
+            states = self._encode_ids([ids[number] for number in numbers])
+            for number, state in zip(numbers, states, strict=True):
+                if not state.isfinite().all():
+                    raise self._not_finite(texts[number])
+            return states
+
         states: list[Tensor] = [torch.empty(0)] * len(texts)
-        found = run(lambda numbers: self._encode_ids([ids[number] for number in numbers]), batches)
-        for numbers, batch in zip(batches, found, strict=True):
+        for numbers, batch in zip(batches, run(encode, batches), strict=True):
             for number, row in zip(numbers, batch, strict=True):
-                if not row.isfinite().all():
-                    raise UserError(
-                        f"text encoder {self.name} computes values that are not finite in "
-                        f"{str(self.model.dtype).removeprefix('torch.')} for the caption "
-                        f"{shorten(texts[number].strip(), 80)!r}; use another dtype or encoder"
-                    )
                 states[number] = row
         return states
+
+    def _not_finite(self, text: str) -> UserError:
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return UserError(
+            f"text encoder {self.name} computes values that are not finite in {dtype} for the caption "
+            f"{shorten(text.strip(), 80)!r}; use another dtype or encoder"
+        )
 
     @torch.no_grad()
     def _encode_ids(self, ids: Sequence[Sequence[int]]) -> list[Float[Tensor, "l d"]]:

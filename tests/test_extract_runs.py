@@ -1,0 +1,232 @@
+"""Laws of how extraction runs: kills, processes, threads, a full disk and broken data change no byte."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from broken_images import unusable, write_salted_folder
+from extraction import files, make_step, write_encoders, write_pictures
+
+from pixart_core.artifacts.feature_files import only_launch
+from pixart_core.artifacts.features import FeatureStore
+from pixart_core.artifacts.manifest import read_manifest
+from pixart_core.encoders.extract import run_extraction
+from pixart_core.errors import PixartError, UserError
+from pixart_core.progress import Silent
+
+OPTIONS = {
+    "resolutions": [16, 32],
+    "aspect_buckets": [[16, 16], [8, 24], [24, 8]],
+    "horizontal_flip": True,
+    "storage": "int8",
+    "shard_size": 5,
+}
+EMOJI = Path(__file__).parents[2] / "shared/data/emoji/noto-v1.tar"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures", range(24))
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("store") / "features"
+    run_extraction(make_step(data, encoders, **OPTIONS), folder, Silent())
+    return files(folder)
+
+
+# Children are forked before torch has threads, so that its slow import is paid once. First two that are
+# told of each other as torchrun does it; then one after the other, killed after a random time or at a random
+# call (fsync and rename among them) of the code that writes files. A store that one finished is compared and
+# begun again.
+FORKS = """
+import os, random, shutil, signal, socket, sys, time
+from pathlib import Path
+import torch
+from extraction import files
+from pixart_core.encoders.extract import run_extraction
+from pixart_core.progress import Silent
+from pixart_core.recipe.features import ExtractFeaturesStep
+torch.set_num_threads(1)
+step = ExtractFeaturesStep.model_validate_json(sys.argv[1])
+output, whole = Path(sys.argv[2]), Path(sys.argv[3])
+draws, expected = random.Random(0), files(whole)
+def launch(count):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    names = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    children = []
+    for rank in range(count):
+        children.append(os.fork())
+        if children[-1] == 0:
+            for name, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items():
+                os.environ[name] = str(value)
+            run_extraction(step, output, Silent())
+            os._exit(0)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
+launch(2)
+assert files(output) == expected
+shutil.rmtree(output)
+def killer(calls):
+    def hook(frame, event, argument):
+        nonlocal calls
+        if frame.f_code.co_filename.endswith(("publish.py", "feature_files.py", "feature_index.py")):
+            calls -= 1
+            if calls == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return hook
+def run(limit, calls=None):
+    begin = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        if calls is not None:
+            sys.setprofile(killer(calls))
+        run_extraction(step, output, Silent())
+        os._exit(0)
+    while time.monotonic() - begin < limit:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return time.monotonic() - begin if status == 0 else None
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+seconds = run(600)
+finished = kills = 0
+while kills < 20:
+    at_call = kills % 2 == 1
+    limits = (600, draws.randrange(1, 900)) if at_call else (draws.uniform(0.0, 1.0) * seconds, None)
+    if run(*limits) is None:
+        kills += 1
+        print("killed", len(list(output.glob("*-*.safetensors"))), flush=True)
+    else:
+        finished += 1
+        assert files(output) == expected
+        shutil.rmtree(output)
+run(600)
+assert files(output) == expected
+print("finished", finished + 1)
+"""
+
+
+def test_killed_at_any_time_or_shared_by_two_it_ends_with_the_bytes_of_an_undisturbed_run(
+    undisturbed: dict[str, bytes], data: Path, encoders: Path, tmp_path: Path
+) -> None:
+    for name, content in undisturbed.items():
+        (tmp_path / "whole" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "whole" / name).write_bytes(content)
+    step = make_step(data, encoders, **OPTIONS)
+    command = [
+        sys.executable,
+        "-c",
+        FORKS,
+        step.model_dump_json(),
+        str(tmp_path / "out"),
+        str(tmp_path / "whole"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shards = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("killed")]
+    assert len(shards) == 20
+    assert len(set(shards)) >= 4  # early, late and in between
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from pixart_core.encoders.extract import run_extraction
+from pixart_core.progress import Silent
+from pixart_core.recipe.features import ExtractFeaturesStep
+step = ExtractFeaturesStep.model_validate_json(Path(sys.argv[1]).read_text())
+result = run_extraction(step, Path(sys.argv[2]), Silent())
+print("complete" if result.get("complete") else "helper")
+"""
+
+
+def test_three_processes_of_torchrun_make_the_store_of_one(
+    undisturbed: dict[str, bytes], data: Path, encoders: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "step.json").write_text(make_step(data, encoders, **OPTIONS).model_dump_json())
+    (tmp_path / "worker.py").write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3"]
+    launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    done = subprocess.run(
+        [*launch, *(str(tmp_path / name) for name in ("worker.py", "step.json", "out"))],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == ["complete", "helper", "helper"]
+    assert files(tmp_path / "out") == undisturbed
+
+
+def test_the_number_of_threads_changes_no_byte(
+    undisturbed: dict[str, bytes], data: Path, encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count in (1, 5):
+        monkeypatch.setattr("pixart_core.encoders.ahead.workers", lambda count=count: count)
+        run_extraction(make_step(data, encoders, **OPTIONS), tmp_path / str(count), Silent())
+        assert files(tmp_path / str(count)) == undisturbed
+
+
+def test_a_second_launch_is_told_to_wait(data: Path, encoders: Path, tmp_path: Path) -> None:
+    with only_launch(tmp_path / "out"), pytest.raises(UserError, match="another run is writing to it"):
+        run_extraction(make_step(data, encoders), tmp_path / "out", Silent())
+
+
+@pytest.mark.parametrize("limit", [2_000, 9_000, 14_000])
+def test_a_full_disk_is_one_error_and_the_next_run_goes_on(
+    undisturbed: dict[str, bytes], data: Path, encoders: Path, tmp_path: Path, limit: int
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Writes beyond the limit fail as those on a full disk do, only with another reason.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(PixartError, match=r"cannot write .*out"):
+            run_extraction(make_step(data, encoders, **OPTIONS), tmp_path / "out", Silent())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not list(tmp_path.rglob("*.partial"))
+    run_extraction(make_step(data, encoders, **OPTIONS), tmp_path / "out", Silent())
+    assert files(tmp_path / "out") == undisturbed
+
+
+def test_broken_files_are_counted_and_every_other_image_is_there(encoders: Path, tmp_path: Path) -> None:
+    folder = write_salted_folder(tmp_path / "salted", good=14)
+    options = {"resolution": 32, "aspect_buckets": "square", "max_bad_fraction": 0.5}
+    result = run_extraction(make_step(folder, encoders, **options), tmp_path / "out", Silent())
+    manifest = read_manifest(tmp_path / "out/manifest")
+    assert result["count"] == len(manifest.records) == 14
+    store = FeatureStore(tmp_path / "out")
+    assert set(store.sample_ids((32, 32))) == {record.id for record in manifest.records}
+    dropped = (tmp_path / "out/manifest/dropped.jsonl").read_text().splitlines()
+    assert len(dropped) == len(unusable())
+
+
+@pytest.mark.skipif(not EMOJI.exists(), reason="the emoji data are not here")
+def test_real_pictures_of_an_archive_are_all_there_with_their_sizes(encoders: Path, tmp_path: Path) -> None:
+    options = {"aspect_buckets": "square", "limit": 60, "label_key": "group", "storage": "int8"}
+    step = make_step(EMOJI, encoders, resolutions=[32, 64], heldout_fraction=0.1, **options)
+    result = run_extraction(step, tmp_path / "out", Silent())
+    train = read_manifest(tmp_path / "out/manifest").split("train")
+    assert result["count"] == len(train) < 60
+    store = FeatureStore(tmp_path / "out", 64)
+    batch = store.batch((64, 64), range(len(train)))
+    records = {record.id: record for record in train}
+    assert [records[name].label for name in batch.ids] == batch.labels.tolist()
+    assert batch.sizes.tolist() == [[records[name].height, records[name].width] for name in batch.ids]
+    assert batch.mean.isfinite().all()
+    assert all(0 < error < 0.02 for error in result["error"].values())
