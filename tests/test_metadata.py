@@ -96,7 +96,8 @@ def test_rows_that_cannot_be_used_are_in_the_ledger_and_nothing_outside_is_read(
     rows = [
         b"file_name,text", b"a.png,first", b"a.png,again", b"../secret.png,outside",
         str(tmp_path / "secret.png").encode() + b",absolute", b"gone.png,missing", b"z.heic,kind",
-        b"ragged.png,one,two", b"latin.png,caf\xe9", b",no name", b"sub/../../secret.png,winding",
+        b"ragged.png,one,two", b"lost.png,one,two", b"latin.png,caf\xe9", b",no name",
+        b"sub/../../secret.png,winding",
     ]  # fmt: skip
     (folder / "metadata.csv").write_bytes(b"\n".join(rows))
     manifest, dropped = scan(folder, max_bad_fraction=1.0)
@@ -108,8 +109,9 @@ def test_rows_that_cannot_be_used_are_in_the_ledger_and_nothing_outside_is_read(
         "metadata.csv, row 2": ("names a file that an earlier row names", ""),
         "metadata.csv, row 3": ("names a file outside the data's folder", ""),
         "metadata.csv, row 4": ("names a file outside the data's folder", ""),
-        "metadata.csv, row 9": ("no file_name", ""),
-        "metadata.csv, row 10": ("names a file outside the data's folder", ""),
+        "metadata.csv, row 8": ("broken row: 3 fields where the header has 2", ""),
+        "metadata.csv, row 10": ("no file_name", ""),
+        "metadata.csv, row 11": ("names a file outside the data's folder", ""),
         "gone.png": ("named in metadata.csv, but is not there", ""),
         "z.heic": ("named in metadata.csv, but is no image file that is read", ""),
     }

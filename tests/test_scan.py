@@ -367,3 +367,18 @@ def test_many_broken_images_stop_a_long_scan_before_its_end(
     ) as caught:
         scan_images(DataOptions(data=str(tmp_path)), Silent())  # type: ignore[call-arg]
     assert "first 600 images" not in str(caught.value)
+
+
+def test_what_stopped_a_scan_is_listed_until_it_is_mended(tmp_path: Path) -> None:
+    data = write_salted_folder(tmp_path / "data", good=10)
+    folder = tmp_path / "m"
+    with pytest.raises(
+        UserError, match=f"8 of 18 images cannot be used: .*; all of them are in {folder}/unusable"
+    ):
+        manifest_for(options(data, max_bad_fraction=0.1), folder, Silent())
+    rows = [json.loads(line) for line in (folder / scan.UNUSABLE).read_text().splitlines()]
+    assert [row["path"] for row in rows] == sorted(unusable())
+    for name in unusable():
+        (data / name).unlink()
+    assert len(manifest_for(options(data, max_bad_fraction=0.1, filters={}), folder, Silent()).records) == 10
+    assert not (folder / scan.UNUSABLE).exists()

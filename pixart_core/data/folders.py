@@ -94,7 +94,7 @@ class Walk:
                 yield self._found(kind, path, name, entry, entries)
         if table is not None:
             self._tables.pop()
-            yield from _unfound(table, self._root)
+            yield from (Found("problem", row["path"], row["reason"]) for row in table.unused())
 
     def _entries(self, folder: str) -> dict[str, str]:
         """Name (of a folder with /) and, of what is no plain file, what it is instead."""
@@ -143,15 +143,6 @@ def _row_of(path: str, tables: Sequence[MetadataTable]) -> tuple[MetadataTable, 
     """The row of an image in the table of the nearest folder that names it."""
     found = [(table, table.find(path)) for table in tables]  # all are asked: a row that another hides is used
     return next(((table, number) for table, number in reversed(found) if number is not None), None)
-
-
-def _unfound(table: MetadataTable, root: str) -> Iterator[Found]:
-    for problem in table.problems:
-        yield Found("problem", problem["path"], problem["reason"])
-    for name, _ in table.unused():
-        there = os.path.exists(os.path.join(root, name))
-        state = "is no image file that is read" if there else "is not there"
-        yield Found("problem", name, f"named in {table.name}, but {state}")
 
 
 def files_found(root: str, names: Sequence[str]) -> Iterator[Found]:

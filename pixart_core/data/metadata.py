@@ -28,7 +28,6 @@ class MetadataTable:
     Attributes:
         name: from the data's root.
         folder: the folder it is in, from the root, "" or with a / at the end.
-        problems: rows that name no image of this folder, or one that an earlier row names.
     """
 
     def __init__(self, root: str, name: str) -> None:
@@ -38,8 +37,9 @@ class MetadataTable:
             UserError: it cannot be read, or has no column file_name.
         """
         self.name = name
+        self._root = root
         self.folder = name[: -len(PurePosixPath(name).name)]
-        self.problems: list[Problem] = []
+        self._problems: list[Problem] = []
         self._rows = open_rows(os.path.join(root, name))
         self._index()
         self._used = bytearray(len(self._hashes))
@@ -70,16 +70,19 @@ class MetadataTable:
         """16 bytes that change with the row."""
         return hashlib.blake2b(self._rows.raw(number), digest_size=16).digest()
 
-    def unused(self) -> Iterator[tuple[str, str]]:
-        """(file name from the root, the row's place) of rows whose image was never found."""
+    def unused(self) -> Iterator[Problem]:
+        """The rows whose image was never found, and those that name none."""
+        yield from self._problems
         for place in np.flatnonzero(np.frombuffer(self._used, np.uint8) == 0):
             number = int(self._numbers[place])
             try:
-                name = inside(self.folder, str(self._rows.row(number).get(FILE_NAME)))
-            except ValueError:
-                name = None
-            where = f"{self.name}, row {number + 1}"
-            yield name or where, where
+                name = inside(self.folder, str(self._rows.row(number)[FILE_NAME])) or ""
+            except ValueError as error:
+                yield {"path": f"{self.name}, row {number + 1}", "reason": f"broken row: {error}"}
+                continue
+            there = os.path.exists(os.path.join(self._root, name))
+            state = "is no image file that is read" if there else "is not there"
+            yield {"path": name, "reason": f"named in {self.name}, but {state}"}
 
     def _index(self) -> None:
         hashes, numbers = array.array("Q"), array.array("Q")
@@ -89,7 +92,7 @@ class MetadataTable:
                 wrong = "names a file outside the data's folder"
             if path is None:
                 reason = wrong or f"no {FILE_NAME}"
-                self.problems.append({"path": f"{self.name}, row {number + 1}", "reason": reason})
+                self._problems.append({"path": f"{self.name}, row {number + 1}", "reason": reason})
             else:
                 hashes.append(_hash(path))
                 numbers.append(number)
@@ -99,7 +102,7 @@ class MetadataTable:
         again = np.zeros(len(keys), bool)
         again[1:] = keys[1:] == keys[:-1]
         reason = "names a file that an earlier row names"
-        self.problems += [
+        self._problems += [
             {"path": f"{self.name}, row {int(number) + 1}", "reason": reason}
             for number in np.sort(rows[again])
         ]

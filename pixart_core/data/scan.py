@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pixart_core.artifacts.card import Card, card_for, read_card
 from pixart_core.artifacts.image_records import StoredRecords
-from pixart_core.artifacts.manifest import ImageRecord, Manifest, new_manifest, read_manifest
+from pixart_core.artifacts.manifest import DROPPED, ImageRecord, Manifest, new_manifest, read_manifest
 from pixart_core.data.scan_log import INSPECTED, open_scan_log
 from pixart_core.data.scan_run import Scan, label_names
 from pixart_core.data.selection import Row, label_of
@@ -16,6 +16,7 @@ from pixart_core.progress import Progress
 from pixart_core.recipe.data import DataOptions
 
 FLAGGED = "flagged.jsonl"
+UNUSABLE = "unusable.jsonl"  # the ledger of a scan that ended because of it
 
 
 def scan_images(options: DataOptions, progress: Progress) -> tuple[Manifest, list[Row]]:
@@ -88,7 +89,7 @@ def _scan_into(folder: Path, options: DataOptions, card: Card, progress: Progres
         else:
             listing = list_images(str(options.data))
         scan = Scan(options, listing, log)
-        scan.run(progress)
+        scan.run(progress, folder / UNUSABLE)
         heldout = 0
         with new_manifest(folder) as writer:
             for row in scan.rows():
@@ -98,7 +99,10 @@ def _scan_into(folder: Path, options: DataOptions, card: Card, progress: Progres
                 else:
                     writer.drop(row)
         scan.write_flags(folder / FLAGGED)
+        (folder / UNUSABLE).unlink(missing_ok=True)
         log.publish(folder / INSPECTED, scan.keys())
+        if scan.left_out:
+            progress.say(f"what was left out is listed in {folder / DROPPED}")
     dataclasses.replace(card, details=scan.details() | {"heldout": heldout}).write(folder)
 
 

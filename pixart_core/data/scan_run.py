@@ -34,25 +34,40 @@ class Scan:
         self._tokens: TokenGate | None = None
         self.labels: tuple[str, ...] = ()
 
-    def run(self, progress: Progress) -> None:
-        """Look at everything and decide. Raises UserError: see `scan_images`."""
+    def run(self, progress: Progress, ledger: Path | None = None) -> None:
+        """Look at everything and decide.
+
+        Args:
+            ledger: if too many images cannot be used, all of them are listed in this file.
+
+        Raises:
+            UserError: see `scan_images`.
+        """
         options = self._options
         gates = self._gates(progress)
         self._selection = selection = Selection(gates, options.limit, options.label_key)
         facts: frozenset[Fact] = frozenset().union(*(gate.needs for gate in gates))
         progress.start("scan", options.limit or self.listing.count())
         chunks = inspect_parts(self.listing.parts(), self._log, facts=facts, wanted=selection.wanted)
+        self._whole = True
         with contextlib.closing(chunks):
             for chunk in chunks:
                 before = selection.images if options.limit else selection.seen
                 selection.take(chunk)
                 progress.advance("scan", (selection.images if options.limit else selection.seen) - before)
-                if selection.full or self._too_bad():
+                if selection.full or self._too_bad(many=True):
+                    self._whole = False
                     break
         progress.finish("scan")
-        self._refuse()
+        self._refuse_unusable(ledger)
+        self._refuse_options()
         self.labels = label_names(selection.values)
         self._report(progress)
+
+    @property
+    def left_out(self) -> int:
+        """Images that cannot be used or that filters left out."""
+        return self._selection.unusable + self._selection.left_out
 
     def rows(self) -> Iterator[ImageRecord | Row]:
         """The record of each kept image and the ledger's row of each other, in order."""
@@ -131,29 +146,40 @@ class Scan:
             gates.append(self._tokens)
         return gates + duplicate_gates(filters)
 
-    def _too_bad(self, *, ended: bool = False) -> bool:
-        """Judged at the end and after many images; a few that were enough for a limit tell nothing."""
+    def _too_bad(self, *, many: bool) -> bool:
+        """Judged after many images and at the end; the few that were enough for a limit tell nothing."""
         selection = self._selection
-        share = self._options.max_bad_fraction
-        return (ended or selection.seen >= _EARLY) and selection.unusable > share * selection.seen
+        judged = selection.seen >= _EARLY if many else not selection.full
+        return judged and selection.unusable > self._options.max_bad_fraction * selection.seen
 
-    def _refuse(self) -> None:
+    def _refuse_unusable(self, ledger: Path | None) -> None:
         options, selection = self._options, self._selection
-        first = f"the first {selection.seen} images"
+        seen = f"{selection.seen} images" if self._whole else f"the first {selection.seen} images"
         if not selection.seen:
             raise nothing_found(str(options.data))
+        bad = self._too_bad(many=False) or self._too_bad(many=True)
+        if bad or not selection.images:
+            listed = "" if ledger is None else f"; all of them are in {ledger}"
+            if ledger is not None:
+                with staged_file(ledger) as partial, partial.open("w", encoding="utf-8") as file:
+                    rows = selection.rows(self._log)
+                    file.writelines(json_line(row) for row in rows if isinstance(row, dict))
         if not selection.images and not selection.left_out:
-            raise UserError(f"{options.data}: none of {first} can be used: {describe(selection.broken)}")
-        if self._too_bad(ended=not selection.full):
             raise UserError(
-                f"{options.data}: {selection.unusable} of {first} cannot be used: "
-                f"{describe(selection.broken)}; mend them or raise max_bad_fraction "
-                f"({options.max_bad_fraction:g})"
+                f"{options.data}: none of {seen} can be used: {describe(selection.broken)}{listed}"
+            )
+        if bad:
+            raise UserError(
+                f"{options.data}: {selection.unusable} of {seen} cannot be used: {describe(selection.broken)}"
+                f"{listed}; mend them or raise max_bad_fraction ({options.max_bad_fraction:g})"
             )
         if not selection.images:
             raise UserError(
-                f"{options.data}: the filters leave none of {first}: {describe(selection.filtered)}"
+                f"{options.data}: the filters leave none of {seen}: {describe(selection.filtered)}{listed}"
             )
+
+    def _refuse_options(self) -> None:
+        options, selection = self._options, self._selection
         if self._tokens is not None and self._long_share() > options.filters.max_truncated_fraction:
             raise UserError(f"{options.data}: {self._long_captions()}, more than max_truncated_fraction")
         known = ", ".join(sorted(selection.keys)) or "no JSON"
