@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pixart_core.artifacts.caption_work import PARTS
+from pixart_core.artifacts.caption_parts import PARTS
 from pixart_core.artifacts.captions import rows_of
 from pixart_core.encoders import caption, caption_local
 from pixart_core.progress import Silent

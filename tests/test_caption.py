@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from broken_images import encode, noise, write_salted_folder
 
-from pixart_core.artifacts.caption_work import PARTS
+from pixart_core.artifacts.caption_parts import PARTS
 from pixart_core.artifacts.captions import CAPTIONS, FAILED, read_captions
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.manifest import read_manifest
@@ -228,7 +228,9 @@ def test_an_image_that_broke_after_the_scan_is_one_row_of_the_ledger_until_it_is
     assert rows[failed["id"]].flags == ("failed",)
 
     strict = broken.model_copy(update={"max_bad_fraction": 0.1})
-    with pytest.raises(PixartError, match=r"1 of 4 images got no caption, the last one [^:]*c\.png: truncated: "):
+    with pytest.raises(
+        PixartError, match=r"1 of 4 images got no caption, the last one [^:]*c\.png: truncated: "
+    ):
         run_caption(strict, tmp_path / "strict", Silent())
 
     (folder / "c.png").write_bytes(whole)

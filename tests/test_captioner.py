@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,7 +15,7 @@ from tiny_vlms import save_qwen2_vl_config, save_tiny_blip2, save_tiny_idefics3
 
 from pixart_core.data.scan import manifest_for
 from pixart_core.encoders import captioner
-from pixart_core.encoders.caption_local import batches_by_length
+from pixart_core.encoders.caption_local import order_by_length
 from pixart_core.encoders.caption_rows import prompt_for
 from pixart_core.encoders.captioner import SeededSampling, VisionLanguageModel, load_processor, prompt_lengths
 from pixart_core.errors import PixartError, UserError
@@ -89,9 +90,7 @@ def test_lengths_rank_inputs_as_the_processor_makes_them(saved: dict[str, Path],
     assert sorted(range(4), key=lambda n: lengths[n]) == sorted(range(4), key=lambda n: real[n])
 
 
-def test_batches_are_of_similar_length_the_longest_first_every_image_once(
-    saved: dict[str, Path], tmp_path: Path
-) -> None:
+def test_images_are_captioned_by_length_the_longest_first(saved: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(12):
@@ -100,16 +99,15 @@ def test_batches_are_of_similar_length_the_longest_first_every_image_once(
     step = CaptionStep(
         data=str(folder), captioner=str(saved["llava"]), with_original_caption=True, batch_size=3
     )
-    records = manifest_for(step, tmp_path / "manifest", Silent()).records
-    batches = batches_by_length(step, records, lambda record: prompt_for(step, record))
-    words = {record.id: len(str(record.caption).split()) for record in records}
-    assert [[words[row_id] for row_id in batch] for batch in batches] == [
-        [12, 11, 10], [9, 8, 7], [6, 5, 4], [3, 2, 1]
-    ]  # fmt: skip
-    assert batches == batches_by_length(step, records, lambda record: prompt_for(step, record))
+    manifest = manifest_for(step, tmp_path / "manifest", Silent())
+    everything = np.arange(12)
+    words = np.array([len(str(record.caption).split()) for record in manifest.records])
+    order = order_by_length(step, manifest, everything, lambda record: prompt_for(step, record))
+    assert words[order].tolist() == list(range(12, 0, -1))
+    some = order_by_length(step, manifest, np.array([7, 2, 5]), lambda record: prompt_for(step, record))
+    assert words[some].tolist() == sorted(words[[7, 2, 5]], reverse=True)
     # Where all are alike they stay in the order of the manifest.
-    alike = batches_by_length(step, records, lambda _: PROMPT)
-    assert [row_id for batch in alike for row_id in batch] == [record.id for record in records]
+    assert order_by_length(step, manifest, everything, lambda _: PROMPT).tolist() == everything.tolist()
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(

@@ -6,13 +6,8 @@ from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart_core.artifacts.caption_work import (
-    CaptionWork,
-    clear_parts,
-    locked_captions,
-    open_part,
-    read_todo,
-)  # fmt: skip
+from pixart_core.artifacts.caption_parts import locked_captions, open_part
+from pixart_core.artifacts.caption_work import CaptionWork, Positions, clear_parts, read_todo
 from pixart_core.artifacts.captions import CaptionRow
 from pixart_core.artifacts.card import card_for, fingerprint_input, read_card
 from pixart_core.artifacts.manifest import ImageRecord, Manifest
@@ -55,11 +50,13 @@ def run_caption(step: CaptionStep, output: Path, progress: Progress) -> dict[str
         manifest = manifest_for(step, output / "manifest", progress, processes)
         work = _begin(step, output, manifest, progress)
         processes.wait()
-        todo = sum(map(len, read_todo(output)))
+        todo = len(read_todo(output).positions)
         caption_share(step, output, manifest, processes, progress)
         processes.wait()
         if work is not None:
-            publish_captions(step, work.refresh() if todo else work, manifest, progress)
+            if todo:
+                work.refresh()
+            publish_captions(step, work, manifest, progress)
             clear_parts(output)
         processes.wait()
     return _result(step, output, todo)
@@ -69,18 +66,18 @@ def caption_share(
     step: CaptionStep, output: Path, manifest: Manifest, processes: Processes, progress: Progress
 ) -> None:
     """Make the batches of this process, of those that the first one planned."""
-    batches = list(processes.share(read_todo(output)))
-    if not batches:
+    todo = read_todo(output)
+    mine = processes.share(range(len(todo)))
+    if not mine:
         return
-    numbers = {record.id: number for number, record in enumerate(manifest.records)}
-    count = sum(map(len, batches))
+    count = sum(len(todo[number]) for number in mine)
     if processes.count > 1:
         progress.say(f"{processes.count} processes; this one captions {count} images")
     done = failed = in_a_row = 0
     progress.start("caption", count)
     with contextlib.ExitStack() as stack:
         part = stack.enter_context(open_part(output, processes.rank))
-        records = ([manifest.records[numbers[row_id]] for row_id in batch] for batch in batches)
+        records = ([manifest.records[position] for position in todo[number]] for number in mine)
         source = _rows(step, records, ImageReader(manifest.folder), processes, progress)
         for rows in stack.enter_context(contextlib.closing(source)):
             part.append(rows)
@@ -90,7 +87,7 @@ def caption_share(
             last = next((row for row in reversed(rows) if row.failed), None)
             too_many = failed > step.max_bad_fraction * len(manifest.records)
             if last is not None and (too_many or in_a_row >= _FAILED_IN_A_ROW):
-                raise PixartError(_too_many(step, manifest.records[numbers[last.id]], last, done, failed))
+                raise PixartError(_too_many(step, manifest, last, done, failed))
             progress.advance("caption", len(rows), note=" ".join(rows[-1].caption.split())[:60])
     progress.finish("caption")
 
@@ -122,21 +119,18 @@ def _begin(step: CaptionStep, output: Path, manifest: Manifest, progress: Progre
         return None
     if step.tokenizer is not None:
         load_tokens(step, progress)  # a mistake shall show now, not after days
-    work = CaptionWork(output, _settings(step))
-    ids = [record.id for record in manifest.records]
-    if work.has_all(ids):
+    work = CaptionWork(output, _settings(step), (record.id for record in manifest.records))
+    if work.complete:
         return work
-    numbers = {row_id: number for number, row_id in enumerate(ids)}
-    prompt_of = functools.partial(prompt_for, step)
 
-    def by_length(missing: list[str]) -> list[list[str]]:
+    def order(missing: Positions) -> Positions:
         if step.api_base is not None:
-            return [[row_id] for row_id in missing]
-        from pixart_core.encoders.caption_local import batches_by_length
+            return missing
+        from pixart_core.encoders.caption_local import order_by_length
 
-        return batches_by_length(step, [manifest.records[numbers[row_id]] for row_id in missing], prompt_of)
+        return order_by_length(step, manifest, missing, functools.partial(prompt_for, step))
 
-    work.plan(ids, 1 if step.api_base is not None else step.batch_size, by_length)
+    work.plan(1 if step.api_base is not None else step.batch_size, order)
     return work
 
 
@@ -153,9 +147,10 @@ def _settings(step: CaptionStep) -> dict[str, Any]:
     return step.model_dump(mode="json", include=chosen) | {"backend": "transformers", "weights": weights}
 
 
-def _too_many(step: CaptionStep, record: ImageRecord, row: CaptionRow, done: int, failed: int) -> str:
+def _too_many(step: CaptionStep, manifest: Manifest, row: CaptionRow, done: int, failed: int) -> str:
+    path = next(record.path for record in manifest.records if record.id == row.id)
     return (
-        f"{failed} of {done} images got no caption, the last one {record.path}: {row.reason}; mend "
+        f"{failed} of {done} images got no caption, the last one {path}: {row.reason}; mend "
         f"that or raise max_bad_fraction ({step.max_bad_fraction:g}) and run again: what is captioned is kept"
     )
 

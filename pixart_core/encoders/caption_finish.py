@@ -32,24 +32,22 @@ def publish_captions(step: CaptionStep, work: CaptionWork, manifest: Manifest, p
     captions, and of the data's own as "original" if it has any; None without a tagger or for very many).
     Captions of images that are not in the manifest (of data that was larger once) are kept, uncounted.
     """
-    ids = [record.id for record in manifest.records]
     tokens = load_tokens(step, progress)
     counts: collections.Counter[str] = collections.Counter()
-    others = work.others(ids)
-    rows = _judged(step, work.rows(itertools.chain(ids, others)), tokens)
-    numbers = {row_id: number for number, row_id in enumerate(ids)}
 
     def place_of(row_id: str) -> str:
-        if row_id not in numbers:
+        position = work.position.of(row_id)
+        if position is None:
             return "no longer in the data"
-        record = manifest.records[numbers[row_id]]
+        record = manifest.records[position]
         return record.path if record.member is None else f"{record.path}, {record.member}"
 
-    progress.start("publish", len(ids) + len(others))
-    work.publish(_counted(rows, len(ids), counts, progress), place_of)
+    progress.start("publish", len(manifest.records) + len(work.others))
+    rows = _counted(_judged(step, work.rows(), tokens), len(manifest.records), counts, progress)
+    work.publish(rows, place_of)
     progress.finish("publish")
     details: dict[str, Any] = {
-        "images": len(ids),
+        "images": len(manifest.records),
         "failed": counts["failed"],
         "excluded": counts["excluded"],
         "flags": {flag: counts[flag] for flag in FLAGS if flag != "failed"},

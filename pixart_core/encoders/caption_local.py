@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from pixart_core.artifacts.caption_plan import Positions
 from pixart_core.artifacts.captions import CaptionRow
-from pixart_core.artifacts.manifest import ImageRecord
+from pixart_core.artifacts.manifest import ImageRecord, Manifest
 from pixart_core.data.images import ImageReader
 from pixart_core.encoders.caption_rows import (
     Description,
@@ -28,23 +30,26 @@ from pixart_core.launch import Processes
 from pixart_core.progress import Progress
 from pixart_core.recipe.caption import CaptionStep
 
+_CHUNK = 10_000  # prompts at a time
 
-def batches_by_length(
-    step: CaptionStep, records: Sequence[ImageRecord], prompt_of: PromptOf
-) -> list[list[str]]:
-    """Ids of `records` in batches whose inputs are of similar length, the longest first.
 
-    So a batch that does not fit into the memory shows at once, not after days.
+def order_by_length(
+    step: CaptionStep, manifest: Manifest, positions: Positions, prompt_of: PromptOf
+) -> Positions:
+    """`positions` in the manifest by the length of what the model will read, the longest first.
+
+    Batches cut from it hold inputs of similar length, and one that does not fit into the memory shows at
+    once, not after days. Equals stay in order.
     """
-    prompts = [prompt_of(record) for record in records]
-    sizes = [(record.height, record.width) for record in records]
-    if len(set(prompts)) <= 1 and len(set(sizes)) <= 1:
-        lengths = [0] * len(records)
-    else:
-        lengths = prompt_lengths(load_processor(str(step.captioner)), prompts, sizes)
-    order = sorted(range(len(records)), key=lambda number: -lengths[number])  # equals stay in order
-    ids = [records[number].id for number in order]
-    return [ids[start : start + step.batch_size] for start in range(0, len(ids), step.batch_size)]
+    if not len(positions):
+        return positions
+    processor = load_processor(str(step.captioner))
+    lengths: list[int] = []
+    for start in range(0, len(positions), _CHUNK):
+        records = [manifest.records[int(position)] for position in positions[start : start + _CHUNK]]
+        sizes = [(record.height, record.width) for record in records]
+        lengths += prompt_lengths(processor, [prompt_of(record) for record in records], sizes)
+    return positions[np.argsort(-np.array(lengths), kind="stable")]
 
 
 def local_rows(
