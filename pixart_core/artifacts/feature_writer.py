@@ -93,34 +93,20 @@ class FeatureWriter:
         offset = np.array([0, *lengths]).cumsum()
         self._publish(shard, layout, packer.errors(), {"row": rows, "offset": offset})
 
-    def write_images(
-        self,
-        shard: PlannedShard,
-        batches: Iterable[ImageBatch],
-    ) -> None:
+    def write_images(self, shard: PlannedShard, batches: Iterable[ImageBatch]) -> None:
         """Publish the moments of the images `shard.rows`, in that order.
 
         Args:
             batches: ids and moments of some images at a time. They may come from a generator.
         """
-        packer = _Packer(self.storage)
-        ids: list[str] = []
-        noise = 0.0
+        opened = self.open_images(shard)
         for names, moments in batches:
-            ids.extend(names)
-            packer.add(moments)
-            noise = max([noise, *(float(moments[std].max()) for _, std in SIDES if std in moments)])
-        if ids != self.plan.ids(shard.rows):
-            raise PixartError(f"{shard.name}: these are not the images that were planned for it")
-        sides = SIDES if self.plan.settings.get("flip") else SIDES[:1]
-        stored = [name for side in sides for name in side]
-        assert packer.shapes.keys() == set(stored), f"{shard.name}: moments {', '.join(packer.shapes)}"
-        if noise <= _NO_NOISE:
-            stored = [name for name in stored if not name.startswith("std")]
-        rows, layout = packer.rows(stored)
-        encoded = np.array([name.encode() for name in ids])
-        columns = {"row": rows, "id": encoded.view(np.uint8).reshape(len(ids), -1)}
-        self._publish(shard, layout, packer.errors(stored), columns)
+            opened.add(names, moments)
+        opened.publish()
+
+    def open_images(self, shard: PlannedShard) -> "OpenImages":
+        """Begin `shard`; shards of several resolutions may be filled side by side, from one decoding."""
+        return OpenImages(self, shard)
 
     def finish(self, card: Card) -> bool:
         """Bring the index into the canonical order and, if nothing is missing, write the card.
@@ -199,6 +185,42 @@ class FeatureWriter:
         if shard.bucket is not None:
             entry["bucket"] = list(shard.bucket)
         append_entry(self.folder, entry | dataclasses.asdict(written))
+
+
+class OpenImages:
+    """An image shard that is being made: `add` its images in the order of `shard.rows`, then `publish`."""
+
+    def __init__(self, writer: FeatureWriter, shard: PlannedShard) -> None:
+        self._writer = writer
+        self._shard = shard
+        self._packer = _Packer(writer.storage)
+        self._ids: list[str] = []
+        self._noise = 0.0
+
+    def add(self, ids: Sequence[str], moments: Mapping[str, Float[Tensor, "b c h w"]]) -> None:
+        """Add some images; only their packed bytes are held."""
+        self._ids.extend(ids)
+        self._packer.add(moments)
+        self._noise = max([self._noise, *(float(moments[std].max()) for _, std in SIDES if std in moments)])
+
+    def publish(self) -> None:
+        """Write the shard and name it in the index.
+
+        Raises:
+            PixartError: the disk is full.
+        """
+        plan, packer, name = self._writer.plan, self._packer, self._shard.name
+        if self._ids != plan.ids(self._shard.rows):
+            raise PixartError(f"{name}: these are not the images that were planned for it")
+        sides = SIDES if plan.settings.get("flip") else SIDES[:1]
+        stored = [kind for side in sides for kind in side]
+        assert packer.shapes.keys() == set(stored), f"{name}: moments {', '.join(packer.shapes)}"
+        if self._noise <= _NO_NOISE:
+            stored = [kind for kind in stored if not kind.startswith("std")]
+        rows, layout = packer.rows(stored)
+        encoded = np.array([value.encode() for value in self._ids])
+        columns = {"row": rows, "id": encoded.view(np.uint8).reshape(len(self._ids), -1)}
+        self._writer._publish(self._shard, layout, packer.errors(stored), columns)
 
 
 class _Packer:

@@ -12,7 +12,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_MOST_WORKERS = 8
+_MOST_WORKERS = 16  # their results wait in memory
 
 
 def workers() -> int:

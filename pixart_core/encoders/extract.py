@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pixart_core.artifacts.card import card_for
 from pixart_core.artifacts.feature_files import only_launch
@@ -107,8 +106,6 @@ def encode_missing(
         UserError: a picture is gone, or an encoder computes values that are not finite.
         PixartError: the disk is full; published shards are kept.
     """
-    # Equal runs shall give equal bytes on a GPU too.
-    torch.backends.cudnn.deterministic = True
     if encoders.text is not None:
         encode_text_shards(
             encoders.text,

@@ -4,9 +4,10 @@ A shard is computed from its planned rows in fixed batches, each on one core of 
 neither on the number of threads or processes nor on what was made before it.
 """
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -117,29 +118,34 @@ class ImageEncoding:
         """
         if not groups:
             return
-        pieces = [self._pieces(plan.ids(group[0].rows), group) for group in groups]
         progress.start("images", sum(len(group[0].rows) for group in groups))
-        found = self._encoded(itertools.chain.from_iterable(pieces))
-        for group, mine in zip(groups, pieces, strict=True):
-            encoded = self._counted(itertools.islice(found, len(mine)), mine, progress)
-            if len(group) == 1:
-                bucket = group[0].bucket
-                writer.write_images(group[0], ((ids, moments[bucket]) for ids, moments in encoded))
-                continue
-            kept = list(encoded)
-            for shard in group:
-                writer.write_images(shard, ((ids, moments[shard.bucket]) for ids, moments in kept))
+        # Decoding goes on while a shard is written.
+        pieces = itertools.chain.from_iterable(self._pieces(plan, group) for group in groups)
+        with deterministic_cudnn(), contextlib.closing(self._encoded(pieces)) as found:
+            for group in groups:
+                self._make(group, plan, found, writer, progress)
         progress.finish("images")
 
-    def _counted(
-        self, found: Iterable[Mapping[Bucket | None, Moments]], pieces: Sequence[_Piece], progress: Progress
-    ) -> Iterator[tuple[Sequence[str], Mapping[Bucket | None, Moments]]]:
-        for piece, moments in zip(pieces, found, strict=True):
+    def _make(
+        self,
+        group: Group,
+        plan: FeaturePlan,
+        found: Iterator[Mapping[Bucket | None, Moments]],
+        writer: FeatureWriter,
+        progress: Progress,
+    ) -> None:
+        opened = {shard.bucket: writer.open_images(shard) for shard in group}
+        for piece in self._pieces(plan, group):
+            moments = next(found)
             self._refuse_not_finite(piece.ids, moments.values())
-            yield piece.ids, moments
+            for bucket, shard in opened.items():
+                shard.add(piece.ids, moments[bucket])
             progress.advance("images", len(piece.ids))
+        for shard in opened.values():
+            shard.publish()
 
-    def _pieces(self, ids: Sequence[str], group: Group) -> list[_Piece]:
+    def _pieces(self, plan: FeaturePlan, group: Group) -> list[_Piece]:
+        ids = plan.ids(group[0].rows)
         buckets = [shard.bucket for shard in group if shard.bucket is not None]
         size = self.batch_size
         if self.vae.device.type == "cpu":
@@ -147,7 +153,7 @@ class ImageEncoding:
             size = min(size, max(1, _CPU_PIXELS // largest))
         return [_Piece(ids[start : start + size], buckets) for start in range(0, len(ids), size)]
 
-    def _encoded(self, pieces: Iterable[_Piece]) -> Iterator[dict[Bucket | None, Moments]]:
+    def _encoded(self, pieces: Iterable[_Piece]) -> Generator[dict[Bucket | None, Moments], None, None]:
         """Moments of each bucket of each piece, in order; threads decode the next pieces meanwhile."""
         if self.vae.device.type == "cpu":
             with single_threaded_torch():
@@ -185,6 +191,17 @@ class ImageEncoding:
                     f"VAE {self.name} computes values that are not finite in {dtype} for "
                     f"{self.place(name)}; use another dtype or VAE"
                 )
+
+
+@contextlib.contextmanager
+def deterministic_cudnn() -> Iterator[None]:
+    """Equal runs give equal bytes on a GPU, too."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def group_shards(shards: Sequence[PlannedShard]) -> list[Group]:
