@@ -1,5 +1,6 @@
 """Decoding rules and geometry."""
 
+import dataclasses
 import io
 import tarfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from pixart_core.artifacts.manifest import ImageRecord
 from pixart_core.data.images import ImageReader, UnusableImageError, decode_image, resize_and_crop
+from pixart_core.data.tars import index_tar
 from pixart_core.errors import UserError
 
 REASONS = {
@@ -135,6 +137,40 @@ def test_files_and_tar_members_are_read_alike(tmp_path: Path) -> None:
         reader.read(record("shard.tar", "3.png"))
     with pytest.raises(UserError, match=r"3\.png: cannot be read"):
         reader.read(record("3.png"))
+
+
+@pytest.mark.parametrize("name", ["x.png", "folder/" + "long" * 40 + ".png", "ünï.png"])
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_known_place_in_an_archive_is_read_without_its_headers_while_it_holds(
+    tmp_path: Path, name: str, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shard.tar"
+    if kind == tarfile.USTAR_FORMAT and len(name) > 100:
+        name = "folder/" * 12 + "x.png" * 4
+
+    def write(*members: tuple[str, bytes]) -> None:
+        with tarfile.open(path, "w", format=kind) as archive:
+            for member, data in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+    one, other = encode(noise(seed=1)), encode(noise(seed=2))
+    write(("before.png", other), (name, one))
+    offset, length = index_tar(path).members[name]
+    known = dataclasses.replace(record("shard.tar", name), offset=offset, length=length)
+    with monkeypatch.context() as patch:
+        patch.setattr("pixart_core.data.images.TarReader", lambda _: pytest.fail("read the headers"))
+        assert ImageReader(tmp_path).read_bytes(known) == one
+    write((name, one), ("behind.png", other))  # written anew: it lies elsewhere
+    assert ImageReader(tmp_path).read_bytes(known) == one
+    write(("before.png", other), ("y" + name[1:], one))  # at the same place, of the same size
+    with pytest.raises(UserError, match="has no member"):
+        ImageReader(tmp_path).read_bytes(known)
+    write(("before.png", other), (name, one))
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match="has no member"):
+        ImageReader(tmp_path).read_bytes(known)
 
 
 def test_an_image_that_broke_after_the_scan_is_an_error_that_names_it(tmp_path: Path) -> None:

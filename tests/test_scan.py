@@ -369,6 +369,21 @@ def test_many_broken_images_stop_a_long_scan_before_its_end(
     assert "first 600 images" not in str(caught.value)
 
 
+def test_a_mistake_leaves_no_folder_behind(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    here = str(tmp_path / "data")
+    mistakes = (
+        {"data": here},
+        {"data": "gone"},
+        {"data": here, "streaming": True},
+        {"data": here, "exclude": "x"},
+    )
+    for wrong in mistakes:
+        with pytest.raises(UserError):
+            manifest_for(DataOptions.model_validate(wrong), tmp_path / "m", Silent())
+        assert not (tmp_path / "m").exists(), wrong
+
+
 def test_what_stopped_a_scan_is_listed_until_it_is_mended(tmp_path: Path) -> None:
     data = write_salted_folder(tmp_path / "data", good=10)
     folder = tmp_path / "m"

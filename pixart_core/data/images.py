@@ -1,6 +1,7 @@
 """Images as RGB: decoded by one set of rules everywhere, then cut to a size."""
 
 import collections
+import contextlib
 import io
 import threading
 import warnings
@@ -72,15 +73,9 @@ def _decode(data: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise UnusableImageError(f"more than {MAX_PIXELS:,} pixels")
         image.load()  # truncation shows only here
-        return _to_rgb(_upright(image))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        # Broken EXIF data say nothing about the pixels.
-        return image
+        with contextlib.suppress(Exception):  # broken EXIF data say nothing about the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

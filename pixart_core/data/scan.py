@@ -81,13 +81,13 @@ def _check(options: DataOptions) -> None:
 
 
 def _scan_into(folder: Path, options: DataOptions, card: Card, progress: Progress) -> None:
-    with open_scan_log(folder) as log:
-        if options.streaming:
-            from pixart_core.data.streams import list_stream  # `datasets` takes seconds to import
+    if options.streaming:
+        from pixart_core.data.streams import list_stream  # `datasets` takes seconds to import
 
-            listing = list_stream(str(options.data), folder)
-        else:
-            listing = list_images(str(options.data))
+        listing = list_stream(str(options.data), folder)
+    else:
+        listing = list_images(str(options.data))
+    with open_scan_log(folder) as log:
         scan = Scan(options, listing, log)
         scan.run(progress, folder / UNUSABLE)
         heldout = 0

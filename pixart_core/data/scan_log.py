@@ -164,16 +164,22 @@ def open_scan_log(folder: Path | None) -> Iterator[ScanLog]:
         except OSError as error:
             raise PixartError(f"cannot write {folder / INSPECTED}: {error.strerror}") from error
         with log:
-            yield ScanLog(log, str(folder / INSPECTED))
+            try:
+                yield ScanLog(log, str(folder / INSPECTED))
+            except BaseException:
+                if log.seek(0, os.SEEK_END) == 0:  # a mistake in what was asked leaves nothing behind
+                    with contextlib.suppress(OSError):
+                        (folder / INSPECTED).unlink()
+                        folder.rmdir()
+                raise
     finally:
         os.close(lock)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(
-            descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # let go when the process ends, however it ends
+        # Let go when the process ends, however it ends.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"{folder}: another process is scanning into it") from error
     except OSError:

@@ -98,9 +98,10 @@ def read_known_member(path: Path, name: str, offset: int, size: int) -> bytes | 
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return None
-    # Long and foreign names are written before the header, which holds some of them only.
-    named = info.name == name or len(name) >= tarfile.LENGTH_NAME or not name.isascii()
-    return data if named and info.size == size else None
+    # Of names that are long or not ASCII, the header holds what fits; the whole name stands before it.
+    stored = header[: tarfile.LENGTH_NAME].rstrip(b"\0")
+    cut = [name.encode(*how)[: tarfile.LENGTH_NAME] for how in (("utf-8", "replace"), ("ascii", "replace"))]
+    return data if (info.name == name or stored in cut) and info.size == size else None
 
 
 def _read_at(descriptor: int, offset: int, size: int) -> bytes:
