@@ -1,5 +1,6 @@
 """`pixart convert`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,5 +68,9 @@ def convert(
         values = {"source": source, "to": to, "vae": vae, "text_encoder": text_encoder, "seed": seed}
         flags = {field: f"--{field.replace('_', '-')}" for field in values} | {"source": "--from"}
         step = step_from_options(ConvertStep, values, overrides or [], flags)
+        if dry_run and Path(source).exists():  # a hub id would be downloaded
+            from pixart_core.conversion.info import check_source
+
+            check_source(step)
         name = f"{name_of(source)}-{step.to}"
         execute("convert", step, output, name, as_json=as_json, dry_run=dry_run)

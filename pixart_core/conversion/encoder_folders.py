@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from pixart_core.encoders.pretrained import loading, locate
 from pixart_core.errors import UserError
 
@@ -43,7 +45,7 @@ def put_vae(source: str, folder: Path) -> dict[str, Any]:
     """
     from pixart_core.encoders.vae import load_vae
 
-    local, config = _local(source, "vae"), read_config(source, "vae") or {}
+    local, config = _files(source, "vae")
     if local is not None and config.get("_class_name") == "AutoencoderKL" and _has_weights(local):
         _copy(local, folder, WEIGHT_FILES)
     else:
@@ -60,7 +62,7 @@ def put_text_encoder(source: str, encoder: Path, tokenizer: Path) -> tuple[str, 
     Raises:
         UserError: not to be had, or of a kind that transformers cannot load alone.
     """
-    local, config = _local(source, "text_encoder"), read_config(source, "text_encoder") or {}
+    local, config = _files(source, "text_encoder")
     name = _bare_encoder(config)
     if local is not None and name is not None and _has_weights(local):
         _copy(local, encoder, WEIGHT_FILES)
@@ -131,8 +133,46 @@ def _local(source: str, part: str) -> Path | None:
     return Path(locate(source, part)["pretrained_model_name_or_path"])
 
 
+def _files(source: str, part: str) -> tuple[Path | None, dict[str, Any]]:
+    """The folder of `part`, downloaded if need be, and its config; (None, {}) where only loading helps."""
+    folder = _local(source, part) or _downloaded(source, part)
+    if folder is None or not (folder / "config.json").is_file():
+        return None, {}
+    return folder, _read_json(folder / "config.json")
+
+
+def _downloaded(source: str, part: str) -> Path | None:
+    """The files of a hub id, to be copied as they are: T5-XXL need not go through the memory.
+
+    None where they cannot be had so, e.g. from a cache without them.
+    """
+    from huggingface_hub import snapshot_download
+
+    place = locate(source, part)
+    prefix = f"{place['subfolder']}/" if "subfolder" in place else ""
+    tokenizer = ["tokenizer/*"] if prefix else list(TOKENIZER_FILES)
+    wanted = [prefix + name for name in WEIGHT_FILES] + (tokenizer if part == "text_encoder" else [])
+    options = {name: place[name] for name in ("revision", "local_files_only") if name in place}
+    try:
+        return Path(snapshot_download(source, allow_patterns=wanted, **options)) / prefix
+    except Exception:  # the hub raises many kinds; `from_pretrained` tries next, and says what is wrong
+        return None
+
+
 def _has_weights(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
+    """Whether weights lie there that can be copied.
+
+    Raises:
+        UserError: one of the files is cut or damaged.
+    """
+    files = list(folder.glob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass  # opening compares the header with the length of the file
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is truncated or no safetensors file: {error}") from error
+    return bool(files)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

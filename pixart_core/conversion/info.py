@@ -29,6 +29,7 @@ from pixart_core.conversion.recognise import (
 from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.files import check_weights
+from pixart_core.recipe.schema import ConvertStep
 
 # Parts of a model and what its names (ours) begin with or contain; the first that fits counts.
 PARTS = (
@@ -72,6 +73,20 @@ def describe(source: str | Path) -> dict[str, Any]:
         total = {"parameters_total": _count(opened.weights)}
         return info | total | {"problems": [f"these are weights of {what} ({names}, ...)"]}
     return info | _model(opened)
+
+
+def check_source(step: ConvertStep) -> None:
+    """Whether `step` could read its source, as far as names and headers tell.
+
+    Raises:
+        UserError: it could not, or needs options that `step` leaves out.
+    """
+    info = describe(str(step.source))
+    if info["problems"]:
+        raise UserError(f"{step.source}: {info['problems'][0]}")
+    untold = [name for name in info.get("unknown", ()) if getattr(step, name) is None]
+    if untold:
+        raise UserError(f"{step.source} does not tell {' and '.join(untold)}; give {'=, '.join(untold)}=")
 
 
 def _unfinished(progress: dict[str, Any], weights: Path | None) -> dict[str, Any]:
