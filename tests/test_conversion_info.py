@@ -287,23 +287,6 @@ def test_other_models_are_named(tmp_path: Path) -> None:
         describe(tmp_path / "nowhere.pt")
 
 
-def test_a_dry_run_says_what_the_source_leaves_open(tmp_path: Path) -> None:
-    weights = original.make_weights("pixart")
-    del weights["pos_embed"]
-    torch.save(weights, tmp_path / "a.pth")
-    command = ["convert", "--from", str(tmp_path / "a.pth"), "--to", "pixart", "--dry-run"]
-    command += ["--output", str(tmp_path / "x")]
-    for given, missing in (
-        ([], "sample_size and num_attention_heads"),
-        ([f"num_attention_heads={original.HEADS}"], "does not tell sample_size; give sample_size="),
-    ):
-        result = CliRunner().invoke(app, [*command, *given])
-        assert (result.exit_code, missing in result.stderr) == (2, True), result.stderr
-    result = CliRunner().invoke(app, [*command, f"num_attention_heads={original.HEADS}", "sample_size=8"])
-    assert result.exit_code == 0
-    assert not (tmp_path / "x").exists()
-
-
 def test_json_is_one_object_and_info_stands_alone(tmp_path: Path) -> None:
     torch.save(original.make_weights("dit"), tmp_path / "dit.pt")
     runner = CliRunner()

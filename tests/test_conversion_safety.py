@@ -172,6 +172,23 @@ def test_a_wrong_folder_is_named_with_what_was_expected(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_a_dry_run_says_what_the_source_leaves_open(tmp_path: Path) -> None:
+    weights = original.make_weights("pixart")
+    del weights["pos_embed"]
+    torch.save(weights, tmp_path / "a.pth")
+    command = ["convert", "--from", str(tmp_path / "a.pth"), "--to", "pixart", "--dry-run"]
+    command += ["--output", str(tmp_path / "x")]
+    for given, missing in (
+        ([], "sample_size and num_attention_heads"),
+        ([f"num_attention_heads={original.HEADS}"], "does not tell sample_size; give sample_size="),
+    ):
+        result = CliRunner().invoke(app, [*command, *given])
+        assert (result.exit_code, missing in result.stderr) == (2, True), result.stderr
+    result = CliRunner().invoke(app, [*command, f"num_attention_heads={original.HEADS}", "sample_size=8"])
+    assert result.exit_code == 0
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.fixture
 def pixart_file(tmp_path: Path) -> Path:
     torch.save({"state_dict": original.make_weights("pixart")}, tmp_path / "a.pth")
