@@ -96,7 +96,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         try:
             weights |= load_file(folder / name)
         except FileNotFoundError as error:
-            raise UserError(f"{folder} holds no {name}") from error
+            hint = "; `pixart convert --to pixart` reads fp16 and .bin, too" if name == WEIGHTS else ""
+            raise UserError(f"{folder} holds no {name}{hint}") from error
         except (SafetensorError, OSError) as error:
             raise UserError(f"{folder / name} is damaged or no safetensors file: {error}") from error
     return weights
