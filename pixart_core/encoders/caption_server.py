@@ -44,7 +44,9 @@ def server_rows(
     """
     server = _connect(step, progress)
     waiting = iter(records)
-    lock, answers = threading.Lock(), queue.Queue[_Answer]()
+    lock = threading.Lock()
+    # Bounded, so that a slow disk holds the threads up instead of letting answers pile up unwritten.
+    answers = queue.Queue[_Answer](2 * step.concurrency)
 
     def work() -> None:
         try:
@@ -74,6 +76,9 @@ def server_rows(
         with lock:
             waiting = iter(())
         server.stop()
+        with contextlib.suppress(queue.Empty):  # room for what each thread still has to put
+            while True:
+                answers.get_nowait()
 
 
 def _drain(answers: "queue.Queue[_Answer]") -> tuple[list[CaptionRow], BaseException | None, int]:
