@@ -2,8 +2,8 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from pixart_core.data.candidates import Text
@@ -19,7 +19,7 @@ Readers = Mapping[str, Callable[[], bytes]]
 
 def side_names(name: str) -> list[tuple[str, str]]:
     """(suffix, name) of the side files that an image of this name may have."""
-    stem = name[: -len(PurePosixPath(name).suffix)]
+    stem = os.path.splitext(name)[0]
     return [(suffix, stem + suffix) for suffix in SIDE_SUFFIXES]
 
 
