@@ -156,7 +156,10 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["evaluate", "--samples", "a", "--bench", "shaps"], "--bench[0]: expected one of shapes, frechet"),
         (["evaluate", "--samples", "x/a", "--samples", "y/a"], "two sets are called a"),
-        (["convert", "--from", "x", "--to", "pixrt"], "--to: expected one of pixart, dit, diffusers, official"),
+        (
+            ["convert", "--from", "x", "--to", "pixrt"],
+            "--to: expected one of pixart, dit, diffusers, official",
+        ),
         (["run", "recipe.yaml", "--only", "frist"], "did you mean first?"),
         (["run", "recipe.yaml", "--from", "second"], "needs features"),
         (["run", "recipe.yaml", "second.sede=1"], "did you mean seed?"),
