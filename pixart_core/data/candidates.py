@@ -58,11 +58,25 @@ class Part:
         name: for messages.
         key: changes whenever what `open` finds may change; None if that is known without a look.
         open: finds its candidates, in an order that depends on names alone.
+        archive: whether it is one of `Size.archives`.
     """
 
     name: str
     key: str | None
     open: Callable[[], Opened]
+    archive: bool = False
+
+
+class Size(NamedTuple):
+    """How much a source holds.
+
+    Attributes:
+        images: candidates; None if they could only be counted by reading all of an archive.
+        archives: tar and parquet files.
+    """
+
+    images: int | None
+    archives: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +86,12 @@ class Listing:
     Attributes:
         root: folder that paths are relative to.
         parts: finds them, in an order that depends on names alone.
-        count: counts the candidates without opening anything that is costly to open; None if it cannot.
+        size: tells how much there is, without opening anything that is costly to open.
     """
 
     root: Path
     parts: Callable[[], Iterator[Part]]
-    count: Callable[[], int | None]
+    size: Callable[[], Size]
 
 
 class LazyCandidates(Sequence[Candidate]):

@@ -9,7 +9,7 @@ from typing import Any, Self
 import datasets
 
 from pixart_core.artifacts.manifest import image_id
-from pixart_core.data.candidates import Candidate, LazyCandidates, Listing, Opened, Part, Text, key_of
+from pixart_core.data.candidates import Candidate, LazyCandidates, Listing, Opened, Part, Size, Text, key_of
 from pixart_core.data.side_texts import caption_and_values
 from pixart_core.errors import UserError
 
@@ -116,7 +116,7 @@ def list_hub(data: str) -> Listing:
         key = key_of("hub", rows.name, rows.fingerprint, len(rows))
         yield Part(rows.name, key, lambda: Opened(LazyCandidates(range(len(rows)), make)))
 
-    return Listing(Path.cwd(), parts, lambda: len(rows))
+    return Listing(Path.cwd(), parts, lambda: Size(len(rows)))
 
 
 def open_split(source: str, *, streaming: bool) -> tuple[str, Any]:

@@ -45,7 +45,7 @@ def inspect_candidate(candidate: Candidate, facts: frozenset[Fact]) -> Inspected
     except UnusableImageError as error:
         return _unusable(candidate, error.reason, error.detail)
     except UserError as error:
-        return _unusable(candidate, str(error))
+        return _unusable(candidate, "cannot be read", str(error))
     except OSError as error:
         return _unusable(candidate, f"cannot be read: {error.strerror or error}")
     look = look_of(image) if "look" in facts else None

@@ -10,7 +10,7 @@ import numpy as np
 from pixart_core.artifacts.card import read_card
 from pixart_core.artifacts.manifest import ImageRecord, image_id, read_manifest
 from pixart_core.artifacts.patterns import expand_pattern
-from pixart_core.data.candidates import Candidate, LazyCandidates, Listing, Opened, Part, key_of
+from pixart_core.data.candidates import Candidate, LazyCandidates, Listing, Opened, Part, Size, key_of
 from pixart_core.data.folders import kind_of
 from pixart_core.data.gates import Gate, Verdict
 from pixart_core.data.images import ImageReader
@@ -202,4 +202,4 @@ def _listing(exclude: str) -> Listing:
         count = len(manifest.records)
         yield Part(exclude, key, lambda: Opened(LazyCandidates(range(count), candidate)))
 
-    return Listing(manifest.folder, parts, lambda: None)
+    return Listing(manifest.folder, parts, lambda: Size(len(manifest.records)))

@@ -139,7 +139,7 @@ def parquet_part(root: str, name: str) -> Part:
     """The file `name` (from `root`)."""
     path = os.path.join(root, name)
     key = key_of("parquet", name, file_state(path))
-    return Part(name, key, functools.partial(_open, path, name))
+    return Part(name, key, functools.partial(_open, path, name), archive=True)
 
 
 def _open(path: str, name: str) -> Opened:

@@ -10,7 +10,7 @@ from typing import Any
 from pixart_core.artifacts.image_records import json_line
 from pixart_core.artifacts.manifest import ImageRecord
 from pixart_core.artifacts.publish import staged_file
-from pixart_core.data.candidates import Listing
+from pixart_core.data.candidates import Listing, Part, Size
 from pixart_core.data.gates import Gate, TokenGate, duplicate_gates, size_gates
 from pixart_core.data.inspection import Fact, inspect_parts
 from pixart_core.data.scan_log import Inspected, ScanLog
@@ -47,14 +47,17 @@ class Scan:
         gates = self._gates(progress)
         self._selection = selection = Selection(gates, options.limit, options.label_key)
         facts: frozenset[Fact] = frozenset().union(*(gate.needs for gate in gates))
-        progress.start("scan", options.limit or self.listing.count())
-        chunks = inspect_parts(self.listing.parts(), self._log, facts=facts, wanted=selection.wanted)
+        size = Size(options.limit) if options.limit else self.listing.size()
+        progress.start("scan", size.images)
+        chunks = inspect_parts(self._counted_parts(), self._log, facts=facts, wanted=selection.wanted)
         self._whole = True
         with contextlib.closing(chunks):
             for chunk in chunks:
                 before = selection.images if options.limit else selection.seen
                 selection.take(chunk)
-                progress.advance("scan", (selection.images if options.limit else selection.seen) - before)
+                done = (selection.images if options.limit else selection.seen) - before
+                note = f"archive {self._archives} of {size.archives}" if size.archives > 1 else ""
+                progress.advance("scan", done, note)
                 if selection.full or self._too_bad(many=True):
                     self._whole = False
                     break
@@ -63,6 +66,12 @@ class Scan:
         self._refuse_options()
         self.labels = label_names(selection.values)
         self._report(progress)
+
+    def _counted_parts(self) -> Iterator[Part]:
+        self._archives = 0
+        for part in self.listing.parts():
+            self._archives += part.archive
+            yield part
 
     @property
     def left_out(self) -> int:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 from pixart_core.artifacts.manifest import image_id
 from pixart_core.artifacts.patterns import expand_pattern, fixed_part, is_pattern
-from pixart_core.data.candidates import Candidate, Listing, Opened, Part, file_state, key_of, problem_part
+from pixart_core.data.candidates import (
+    Candidate,
+    Listing,
+    Opened,
+    Part,
+    Size,
+    file_state,
+    key_of,
+    problem_part,
+)
 from pixart_core.data.folders import Found, Walk, files_found, kind_of
 from pixart_core.data.images import IMAGE_SUFFIXES
 from pixart_core.data.side_texts import read_text
@@ -75,20 +84,19 @@ def _refuse_without_images(file: Path) -> None:
 def _listing(root: Path, found: Callable[[bool], "Walk | Iterator[Found]"]) -> Listing:
     """Args: found: walks the files; whether metadata files are to be read."""
 
-    def count() -> int | None:
-        total = 0
+    def size() -> Size:
+        images, tars, tables = 0, 0, 0
         for item in found(False):
-            if item.kind == "tar":
-                return None  # only its headers tell, and they lie all over it
-            if item.kind == "image":
-                total += 1
-            elif item.kind == "parquet":
+            images += item.kind == "image"
+            tars += item.kind == "tar"
+            if item.kind == "parquet" and not _belongs_to_tar(str(root), item.name):
                 from pixart_core.data.parquet import count_rows
 
-                total += count_rows(os.path.join(root, item.name))
-        return total
+                tables += 1
+                images += count_rows(os.path.join(root, item.name))
+        return Size(None if tars else images, tars + tables)
 
-    return Listing(root, lambda: _parts(str(root), iter(found(True))), count)
+    return Listing(root, lambda: _parts(str(root), iter(found(True))), size)
 
 
 def _parts(root: str, found: Iterator[Found]) -> Iterator[Part]:

@@ -19,7 +19,7 @@ from datasets.utils.file_utils import xopen
 
 from pixart_core.artifacts.manifest import image_id
 from pixart_core.artifacts.publish import write_bytes, write_json
-from pixart_core.data.candidates import Listing, Part, Text
+from pixart_core.data.candidates import Listing, Part, Size, Text
 from pixart_core.data.hub import PREFIX, Columns, open_split, stable_name
 from pixart_core.data.tar_samples import tar_part
 from pixart_core.errors import PixartError, UserError
@@ -39,7 +39,7 @@ def list_stream(data: str, folder: Path) -> Listing:
         UserError: it cannot be opened, or `folder` holds shards of another data set.
         PixartError: (from the parts) the stream breaks or the disk is full; what was read is kept.
     """
-    return Listing(folder, Stream(data, folder).parts, lambda: None)
+    return Listing(folder, Stream(data, folder).parts, lambda: Size(None))
 
 
 class Stream:

@@ -24,9 +24,8 @@ def tar_part(root: str, name: str, identify: Identify | None = None) -> Part:
         identify: ids and names of its images; default: from the archive's name and the member.
     """
     path = Path(root, name)
-    return Part(
-        name, key_of("tar", name, file_state(str(path))), functools.partial(_open, path, name, identify)
-    )
+    key = key_of("tar", name, file_state(str(path)))
+    return Part(name, key, functools.partial(_open, path, name, identify), archive=True)
 
 
 def _open(path: Path, name: str, identify: Identify | None) -> Opened:
