@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from pixart_core.artifacts.captions import CaptionRow
 from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.checkpoint import read_facts
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.manifest import image_id
 from pixart_core.data import images
@@ -21,6 +22,8 @@ from pixart_core.encoders.text import TextEncoder
 from pixart_core.encoders.vae import load_vae
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
+from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.training.loop import run_training
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,18 @@ def test_text_is_stored_once_for_all_resolutions_and_is_what_transformers_comput
             torch.testing.assert_close(batch.text[row, batch.mask[row]], expected, atol=1e-5, rtol=1e-4)
     assert len(list(store.glob("text-*.safetensors"))) == 1
     assert opened.details["captions"] == 8
+
+
+def test_training_takes_the_resolution_that_the_recipe_names(store: Path, tmp_path: Path) -> None:
+    model = ModelOptions(num_layers=1, num_attention_heads=2, attention_head_dim=4, sample_size=16)
+    options = {"features": str(store), "model": model, "max_train_steps": 1}
+    options |= {"global_batch_size": 2, "micro_batch_size": 2}
+    with pytest.raises(UserError, match=r"several resolutions \(32, 64\); choose one"):
+        run_training(TrainStep(**options), tmp_path / "run", Silent())
+    with pytest.raises(UserError, match="holds no resolution 48, only 32, 64"):
+        run_training(TrainStep(**options, resolution=48), tmp_path / "run", Silent())
+    run_training(TrainStep(**options, resolution=32), tmp_path / "run", Silent())
+    assert set(read_facts(tmp_path / "run").trained_sizes) == {(32, 32), (24, 48), (48, 24)}
 
 
 def test_each_picture_is_decoded_once_for_all_resolutions_and_sides(
