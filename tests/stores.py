@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.feature_packing import Storage
 from pixart_core.artifacts.feature_plan import Bucket, FeaturePlan, PlannedImage, PlannedShard
-from pixart_core.artifacts.feature_writer import FeatureWriter, ImageBatch, Storage
+from pixart_core.artifacts.feature_writer import FeatureWriter, ImageBatch
 
 DETAILS = {
     "latent_channels": 3,

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pixart_core.artifacts.card import CARD, Card
 from pixart_core.artifacts.feature_index import INDEX
+from pixart_core.artifacts.feature_packing import Storage
 from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedImage
-from pixart_core.artifacts.feature_writer import FeatureWriter, Storage
+from pixart_core.artifacts.feature_writer import FeatureWriter
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.quantise import dequantise, quantise
 from pixart_core.errors import PixartError, UserError

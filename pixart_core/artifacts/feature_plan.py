@@ -35,12 +35,6 @@ from pixart_core.errors import UserError
 __all__ = ["KINDS", "Bucket", "FeaturePlan", "Kind", "PlannedImage", "PlannedShard"]
 Kind = Literal["text", "image"]
 KINDS: tuple[Kind, ...] = ("text", "image")
-_CHANGES = {
-    "caption": "another caption",
-    "label": "another label",
-    "size": "another size",
-    "bucket": "another bucket",
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +136,7 @@ class FeaturePlan:
         return self._segments.names
 
     def segment_entry(self, name: str) -> dict[str, Any]:
-        """The index line of a segment."""
+        """The index line of one."""
         return self._segments.entry(name)
 
     def column(self, name: Literal["label", "size", "caption", "bucket"], rows: np.ndarray) -> np.ndarray:
@@ -181,7 +175,10 @@ class FeaturePlan:
         groups: dict[Bucket, list[np.ndarray]] = {}
         for bucket, rows in self._grouped(resolution):
             groups.setdefault(bucket, []).append(rows)
-        return {bucket: np.concatenate(groups[bucket]) for bucket in sorted(groups)}
+        dtype = np.int32 if self.count < 2**31 else np.int64  # held by every reader
+        return {
+            bucket: np.concatenate(groups[bucket], dtype=dtype, casting="unsafe") for bucket in sorted(groups)
+        }
 
     def shards(self, kind: Kind) -> list[PlannedShard]:
         """The shards to make, in the canonical order: text by number, images by bucket and number."""
@@ -242,14 +239,14 @@ class FeaturePlan:
                 f"data, e.g. {gone[0].decode()}; restore them or choose another output"
             )
         old = planned >= 0
-        for name, change in _CHANGES.items():
+        for name in ("caption", "label", "size", "bucket"):
             differs = self._segments.at(name, planned[old]) != found[name][old]
             differs = differs.reshape(len(differs), -1).any(1) if differs.size else differs
             if differs.any():
                 example = found["id"][old][differs][0].decode()
                 raise UserError(
-                    f"{int(differs.sum())} of the images in {self.folder} have {change} now, e.g. {example}; "
-                    "choose another output or restore the data"
+                    f"{int(differs.sum())} of the images in {self.folder} have another {name} now, e.g. "
+                    f"{example}; choose another output or restore the data"
                 )
         return ~old
 

@@ -25,7 +25,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,16 +36,13 @@ from torch import Tensor
 from pixart_core.artifacts.card import CARD, Card
 from pixart_core.artifacts.feature_files import sync_folder, write_columns
 from pixart_core.artifacts.feature_index import append_entry, read_index, write_index
+from pixart_core.artifacts.feature_packing import Packer, Storage, together
 from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, Kind, PlannedShard
-from pixart_core.artifacts.quantise import dequantise, quantise
 from pixart_core.errors import PixartError
 
-Storage = Literal["int8", "fp16", "fp32"]
 # (manifest ids, {"mean", "std"[, "mean_flipped", "std_flipped"]}: unscaled moments (b, c, h, w) of the VAE)
 ImageBatch = tuple[Sequence[str], Mapping[str, Tensor]]
 SIDES = (("mean", "std"), ("mean_flipped", "std_flipped"))
-
-_STORED = {"int8": "I8", "fp16": "F16", "fp32": "F32"}
 
 # diffusers clamps logvar at -30, std at 3e-7: where std is nowhere above this, the VAE has no noise.
 _NO_NOISE = 1.0e-6
@@ -83,8 +80,11 @@ class FeatureWriter:
 
         They may come from a generator: only their packed bytes are held.
         """
-        packer = _Packer(self.storage)
-        lengths = [packer.add({"token": states}) for states in tokens]
+        packer = Packer(self.storage)
+        lengths: list[int] = []
+        for some in together(tokens):
+            lengths += map(len, some)
+            packer.add({"token": torch.cat(some) if len(some) > 1 else some[0]})
         if len(lengths) != len(shard.rows) or min(lengths) < 1:
             raise PixartError(
                 f"{shard.name}: {len(lengths)} captions with tokens instead of {len(shard.rows)}"
@@ -193,7 +193,7 @@ class OpenImages:
     def __init__(self, writer: FeatureWriter, shard: PlannedShard) -> None:
         self._writer = writer
         self._shard = shard
-        self._packer = _Packer(writer.storage)
+        self._packer = Packer(writer.storage)
         self._ids: list[str] = []
         self._noise = 0.0
 
@@ -221,80 +221,3 @@ class OpenImages:
         encoded = np.array([value.encode() for value in self._ids])
         columns = {"row": rows, "id": encoded.view(np.uint8).reshape(len(self._ids), -1)}
         self._writer._publish(self._shard, layout, packer.errors(stored), columns)
-
-
-class _Packer:
-    """Turns values into rows of bytes, a batch at a time."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.shapes: dict[str, list[int]] = {}
-        self._parts: dict[str, list[np.ndarray]] = {}
-        self._squares: dict[str, list[float]] = {}
-
-    def add(self, values: Mapping[str, Float[Tensor, "n ..."]]) -> int:
-        """Pack n rows of each of `values`; returns n."""
-        count = 0
-        for name, value in values.items():
-            value = value.float()
-            count = len(value)
-            shape = list(value.shape[1:])
-            if self.shapes.setdefault(name, shape) != shape:
-                raise PixartError(f"{name} has rows of {shape} and of {self.shapes[name]}")
-            flat = value.reshape(count, -1).contiguous()
-            for key, stored, found in self._stored(name, flat):
-                self._parts.setdefault(key, []).append(stored)
-                if found is not None:
-                    self._measure(name, flat, found)
-        return count
-
-    def rows(self, names: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """The rows (n, bytes) of `names`, and what lies where in them."""
-        layout, parts, start = [], [], 0
-        for name in names:
-            for key in (name, f"{name}_scale"):
-                if key not in self._parts:
-                    continue
-                column = np.concatenate(self._parts[key])
-                dtype = (
-                    "BF16"
-                    if key.endswith("_scale")
-                    else {"int8": "I8", "fp16": "F16", "fp32": "F32"}[self.storage]
-                )
-                layout.append({"name": key, "dtype": dtype, "start": start, "bytes": column.shape[1]})
-                if key == name:
-                    layout[-1]["shape"] = self.shapes[name]
-                start += column.shape[1]
-                parts.append(column)
-        return np.concatenate(parts, axis=1), layout
-
-    def errors(self, names: Sequence[str] = ("token",)) -> dict[str, float]:
-        """Relative rms error of each of `names`."""
-        result = {}
-        for name in names:
-            difference, size = self._squares[name]
-            result[name] = float(f"{math.sqrt(difference / size) if size else 0.0:.4g}")
-        return result
-
-    def _stored(self, name: str, flat: Tensor) -> list[tuple[str, np.ndarray, Tensor | None]]:
-        if self.storage == "int8":
-            # Latents in groups along the flattened sample, text along the channels of a token.
-            codes, scale = quantise(flat)
-            return [(name, _bytes(codes), dequantise(codes, scale)), (f"{name}_scale", _bytes(scale), None)]
-        stored = flat.half() if self.storage == "fp16" else flat
-        return [(name, _bytes(stored), stored.float())]
-
-    def _measure(self, name: str, value: Tensor, stored: Tensor) -> None:
-        difference, size = _square(stored - value), _square(value)
-        if not math.isfinite(size + difference):
-            raise PixartError(f"{name} is not finite in {self.storage}; a wider storage or dtype is needed")
-        before = self._squares.setdefault(name, [0.0, 0.0])
-        self._squares[name] = [before[0] + difference, before[1] + size]
-
-
-def _bytes(values: Tensor) -> np.ndarray:
-    return values.contiguous().view(torch.uint8).numpy()
-
-
-def _square(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2

@@ -17,10 +17,11 @@ def quantise(
     as well as the outliers of a text encoder, and its precision does not limit the result.
     """
     groups = _grouped(values.float())
-    scale = (groups.abs().amax(-1, keepdim=True) / 127).bfloat16()
+    work = groups.abs()
+    scale = (work.amax(-1, keepdim=True) / 127).bfloat16()
     # A group of zeros has scale zero; dividing by 1 keeps its zeros.
-    divisor = torch.where(scale == 0, 1, scale).float()
-    codes = (groups / divisor).round_().clamp_(-127, 127).to(torch.int8)
+    torch.div(groups, torch.where(scale == 0, 1, scale).float(), out=work)
+    codes = work.round_().clamp_(-127, 127).to(torch.int8)
     return codes.flatten(-2)[..., : values.shape[-1]].contiguous(), scale.squeeze(-1)
 
 
