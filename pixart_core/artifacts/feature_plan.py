@@ -7,8 +7,9 @@ segment with shards of its own: those that are there are never written again.
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,10 +30,10 @@ from pixart_core.artifacts.feature_segments import (
     image_columns,
     number_captions,
     planned_rows,
+    stored_settings,
 )
 from pixart_core.errors import UserError
 
-__all__ = ["KINDS", "Bucket", "FeaturePlan", "Kind", "PlannedImage", "PlannedShard"]
 Kind = Literal["text", "image"]
 KINDS: tuple[Kind, ...] = ("text", "image")
 
@@ -91,10 +92,9 @@ class FeaturePlan:
             UserError: `folder` holds something else or features made with other settings (named), or a
                 bucket is in two tables.
         """
-        sizes = [tuple(size) for table in tables.values() for size in table]
-        for size in sizes:
-            if sizes.count(size) > 1:
-                raise UserError(f"bucket {size[0]}x{size[1]} is given twice, or for two resolutions")
+        twice = [size for size, count in Counter(map(tuple, chain(*tables.values()))).items() if count > 1]
+        if twice:
+            raise UserError(f"bucket {twice[0][0]}x{twice[0][1]} is given twice, or for two resolutions")
         if not read_index(folder).entries and (folder / CARD).exists():  # refuses other formats too
             raise UserError(f"{folder} holds something else; choose another output")
         everything = dict(settings) | {
@@ -113,7 +113,10 @@ class FeaturePlan:
             UserError: there is none, or it is damaged.
         """
         first = folder / "plan-00000.safetensors"
-        return cls(folder, _settings(first, map_columns(first).metadata))
+        try:
+            return cls(folder, stored_settings(first, map_columns(first)))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{first} is damaged (its settings: {error}); {REPAIR}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -167,8 +170,7 @@ class FeaturePlan:
 
     def counts(self) -> dict[Bucket, int]:
         """Images of each bucket, of all resolutions."""
-        rows = {bucket: rows for name in self.tables for bucket, rows in self.bucket_rows(name).items()}
-        return {bucket: len(rows[bucket]) for bucket in sorted(rows)}
+        return dict(sorted((b, len(rows)) for r in self.tables for b, rows in self.bucket_rows(r).items()))
 
     def bucket_rows(self, resolution: int) -> dict[Bucket, np.ndarray]:
         """The rows of each bucket of `resolution`, in the order of its samples; none is empty."""
@@ -221,10 +223,8 @@ class FeaturePlan:
         written = write_columns(self.folder / name, columns, metadata)
         if name in index.entries and index.entries[name]["xxh3_128"] != written.xxh3_128:
             (self.folder / name).unlink()
-            raise UserError(
-                f"{self.folder / name} was lost, and the data no longer gives the same plan; "
-                "choose another output, or delete this one and extract again"
-            )
+            lost = f"{self.folder / name} was lost, and the data no longer gives the same plan"
+            raise UserError(f"{lost}; choose another output, or delete this one and extract again")
         self._segments = Segments(self.folder)
         append_entry(self.folder, self.segment_entry(name))
 
@@ -252,15 +252,15 @@ class FeaturePlan:
 
     def _refuse_other_settings(self) -> None:
         for name, file in zip(self.segments, self._segments.files, strict=True):
-            there = _settings(self.folder / name, file.metadata)
+            there = stored_settings(self.folder / name, file)
             names = there.keys() | self.settings.keys()
             differing = sorted(key for key in names if there.get(key) != self.settings.get(key))
             if differing:
-                pairs = [(key, _short(there.get(key)), _short(self.settings.get(key))) for key in differing]
-                told = "; ".join(f"{key}: {before}, now {now}" for key, before, now in pairs)
+                now = self.settings
+                told = [f"{key}: {_short(there.get(key))}, now {_short(now.get(key))}" for key in differing]
                 raise UserError(
-                    f"{self.folder} holds features made with other settings ({told}); choose another output "
-                    "or restore them"
+                    f"{self.folder} holds features made with other settings ({'; '.join(told)}); "
+                    "choose another output or restore them"
                 )
 
     def _text_shards(self) -> Iterator[PlannedShard]:
@@ -293,13 +293,6 @@ class FeaturePlan:
             for bucket, (first, last) in zip(table, pairwise(ends), strict=True):
                 if last > first:
                     yield bucket, start + order[first:last]
-
-
-def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        return dict(json.loads(metadata["settings"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged (its settings: {error}); {REPAIR}") from error
 
 
 def _short(value: Any) -> str:

@@ -7,6 +7,7 @@ resolution); and `digest`, 16 bytes of blake2b for each distinct caption that th
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pixart_core.artifacts.feature_files import MappedFile, map_columns
+from pixart_core.artifacts.feature_files import REPAIR, MappedFile, map_columns
 from pixart_core.errors import UserError
 
 Bucket = tuple[int, int]  # (height, width) in pixels
@@ -110,6 +111,18 @@ class Segments:
             "bytes": len(file.memory),
             "xxh3_128": xxhash.xxh3_128(file.memory).hexdigest(),
         }
+
+
+def stored_settings(path: Path, segment: MappedFile) -> dict[str, Any]:
+    """The settings that a segment was planned with.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        return dict(json.loads(segment.metadata["settings"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged (its settings: {error}); {REPAIR}") from error
 
 
 def caption_digest(caption: str) -> bytes:
