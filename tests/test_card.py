@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pixart_core.artifacts.card import Card, card_for, fingerprint_input, made_by, read_card
+from pixart_core.artifacts.card import Card, card_for, fingerprint, fingerprint_input, made_by, read_card
 from pixart_core.errors import UserError
 from pixart_core.recipe.caption import CaptionStep
 from pixart_core.recipe.features import ExtractFeaturesStep
@@ -64,3 +64,20 @@ def test_a_card_without_all_its_fields_is_damaged(tmp_path: Path, field: str, va
     assert read_card(tmp_path) is None
     with pytest.raises(UserError, match=r"damaged card\.json"):
         Card.read(tmp_path, "features")
+
+
+def test_a_folder_is_known_by_names_sizes_and_times_of_its_files_linked_ones_too(tmp_path: Path) -> None:
+    data, linked = tmp_path / "data", tmp_path / "linked"
+    for name in ("a/x", "a.png", "a-b/y", "é", "a/.hidden", "b/c/d"):
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_text(name)
+    files = sorted(path for path in data.rglob("*") if path.is_file())
+    facts = [(str(f.relative_to(data)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    assert fingerprint_input(data) == fingerprint(facts)
+    linked.mkdir()
+    (data / "link").symlink_to(linked)
+    (data / "circle").symlink_to(data)
+    (data / "dead").symlink_to("nowhere")
+    before = fingerprint_input(data)
+    (linked / "new.png").write_text("new")
+    assert fingerprint_input(data) != before
