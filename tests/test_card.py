@@ -37,8 +37,8 @@ def test_a_changed_model_folder_of_captioner_or_features_is_noticed(tmp_path: Pa
     ]
     before = [card_for("x", step, {}).fingerprint for step in steps]
     (tmp_path / "config.json").write_text('{"other": 1}')
-    for step, fingerprint in zip(steps, before, strict=True):
-        assert card_for("x", step, {}).fingerprint != fingerprint
+    for step, earlier in zip(steps, before, strict=True):
+        assert card_for("x", step, {}).fingerprint != earlier
     assert EvaluateStep(samples={"a": "b"}).features == "pixels-8x8"
     assert EvaluateStep(samples={"a": "b"}, features={"step": "m"}).features == FromStep(step="m")
 
