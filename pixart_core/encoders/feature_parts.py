@@ -6,6 +6,7 @@ first shard and compared by every later run: weights of two encoders never mix i
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from diffusers.models import AutoencoderKL
 
 from pixart_core.artifacts.feature_index import read_index
+from pixart_core.artifacts.patterns import expand_pattern
 from pixart_core.artifacts.publish import write_json
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import load_described_vae
@@ -92,4 +94,8 @@ def read_described(folder: Path, part: Part) -> dict[str, Any] | None:
 
 def loadable(source: str) -> str:
     """A source that can be loaded from any folder: a path made absolute, or a hub id as it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+    if source.startswith("hf:"):
+        place = source.removeprefix("hf:")
+        local = Path(place).exists() or place.startswith(("./", "../"))
+        return f"hf:{os.path.abspath(place)}" if local else source
+    return os.path.abspath(source) if Path(source).exists() or expand_pattern(source) else source
