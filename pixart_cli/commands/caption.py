@@ -24,7 +24,7 @@ from pixart_core.recipe.load import step_from_options
     "pixart caption --stats --data new.jsonl --before laion.parquet before_column=TEXT num_proc=8",
 )
 def caption(
-    data: Annotated[str, typer.Option(help="Folder, WebDataset tars, hf:ID[/split], or a manifest.")],
+    data: Annotated[str, typer.Option(help="Folder, tars, parquet, hf:ID[/split], or a manifest.")],
     overrides: Overrides = None,
     captioner: Annotated[
         str | None, typer.Option(help="Hub id or path of a vision-language model.", show_default=False)

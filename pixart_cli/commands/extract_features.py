@@ -26,7 +26,7 @@ from pixart_core.recipe.load import step_from_options
 def extract_features(
     data: Annotated[
         str | None,
-        typer.Option(help="Folder, WebDataset tars, hf:ID[/split], or a manifest.", show_default=False),
+        typer.Option(help="Folder, tars, parquet, hf:ID[/split], or a manifest.", show_default=False),
     ] = None,
     overrides: Overrides = None,
     captions: Annotated[
