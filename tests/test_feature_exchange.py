@@ -243,3 +243,45 @@ def test_damaged_samples_are_named_and_left_out_when_asked(tmp_path: Path) -> No
     reasons = {row["path"].split(", ")[1]: row["reason"] for row in dropped}
     for key, (_, reason) in BROKEN.items():
         assert reason in reasons[key]
+
+
+def test_an_interrupted_import_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_features(write_store(tmp_path / "store", "int8"), "hf", tmp_path / "out", Silent())
+    whole = bring_in(tmp_path / "out", tmp_path / "whole")
+    write, count = FeatureWriter.write_images, iter(range(10))
+
+    def stopping(self, shard, batches):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        write(self, shard, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWriter, "write_images", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            bring_in(tmp_path / "out", tmp_path / "back")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "back").glob("*-*.safetensors")}
+    back = bring_in(tmp_path / "out", tmp_path / "back")
+    assert len(kept) >= 4
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    names = {path.name for path in whole.iterdir()}
+    assert names == {path.name for path in back.iterdir()}
+    assert all((whole / name).read_bytes() == (back / name).read_bytes() for name in names)
+
+
+def test_archives_of_others_need_no_more_than_moments_and_tokens(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for key, length in (("one", 3), ("two", 3), ("three", 5)):
+        told = b"{}" if key != "two" else b'{"caption": "a named caption"}'
+        text = npy(np.full((length, 5), 2.0, np.float16))
+        members |= foreign_sample(key, **{"json": told, "text.npy": text})
+    archive(tmp_path / "in/deep/a.tar", members)
+    build_analytic_vae(1).save_pretrained(tmp_path / "vae")
+    store = FeatureStore(bring_in(tmp_path / "in", tmp_path / "store", vae=str(tmp_path / "vae")))
+    batch = store.batch((8, 8), range(3))
+    assert batch.ids == ["one", "two", "three"]
+    assert batch.mask.sum(1).tolist() == [3, 3, 5]
+    assert batch.sizes.tolist() == [[8, 8]] * 3
+    assert store.details["captions"] == 4  # "" among them
+    assert store.details["vae"]["downsampling"] == 2

@@ -73,7 +73,8 @@ class ArchiveSource:
             raise UnusableFeatureError("its .json is not JSON") from error
         if not isinstance(told, dict):
             raise UnusableFeatureError("its .json is not a JSON object")
-        return Sample.read(told, self.moments(index) | {"text": self.tokens(index)})
+        named = {"id": self._keys[index][1]} | told
+        return Sample.read(named, self.moments(index) | {"text": self.tokens(index)})
 
     def moments(self, index: int) -> dict[str, np.ndarray]:
         """See `FeatureSource`."""
