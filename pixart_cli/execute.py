@@ -1,6 +1,7 @@
 """Run one command: where the result goes, what is shown of it."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -19,8 +20,11 @@ def execute(
     *,
     as_json: bool,
     dry_run: bool,
+    long: Collection[str] = (),
 ) -> None:
     """Run `step` into `output` (default: named after `name`) and print its result on stdout.
+
+    Entries of the result named in `long` are printed with `--json` only.
 
     Raises:
         UserError: `output` holds something else; and what the command raises.
@@ -36,4 +40,6 @@ def execute(
         return
     with stdout_to_stderr(), RichProgress() as progress:
         result = RUNNERS[command](step, output, progress)
+    if not as_json:
+        result = {key: value for key, value in result.items() if key not in long}
     show(result, as_json=as_json)

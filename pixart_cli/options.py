@@ -1,10 +1,14 @@
 """Options that several commands share."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel
+
+from pixart_cli.field_help import field_lines
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -17,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="FIELD=VALUE", help="Any other option of the command.", show_default=False),
+    typer.Argument(metavar="FIELD=VALUE", help="Any of the fields below.", show_default=False),
 ]
 
 
@@ -26,11 +30,14 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def with_examples(*lines: str) -> Callable[[F], F]:
-    """Attach examples to a command's function."""
+def with_examples(*lines: str, fields_of: type[BaseModel] | None = None) -> Callable[[F], F]:
+    """Attach examples to a command's function, after the fields of its step that have no flag."""
 
     def attach(function: F) -> F:
-        function.__dict__["epilog"] = examples(*lines)
+        flags = inspect.signature(function).parameters
+        fields = field_lines(fields_of, flags) if fields_of else []
+        table = "\b\nFields:\n" + "\n".join(fields) + "\n\n" if fields else ""
+        function.__dict__["epilog"] = table + examples(*lines)
         return function
 
     return attach

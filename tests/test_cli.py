@@ -406,3 +406,24 @@ def test_progress_without_a_terminal_prints_a_line_now_and_then(
         "train: 80/100 loss 0.1",
         "train: 100/100 in 37.5 s loss 0.1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("caption", "max_new_tokens=200"),
+        ("caption", "filters.near_duplicates       Keep the first of images"),
+        ("convert", "positions.sample_size"),
+        ("train", "loss_weighting=uniform        uniform, truncated_snr."),
+        ("train", "model.size                    S, B, L, XL. Named size of DiT"),
+        ("extract-features", "storage=int8                  int8, fp16, fp32."),
+    ],
+)
+def test_help_lists_every_field_that_has_no_flag(
+    capsys: pytest.CaptureFixture[str], command: str, line: str
+) -> None:
+    assert pixart(command, "--help") == 0
+    fields = capsys.readouterr().out.split("Fields:\n")[1].split("Examples:\n")[0].splitlines()
+    assert any(entry.strip().startswith(line) for entry in fields)
+    names = {entry.split("=")[0].split()[0] for entry in fields if entry[:5].strip()}
+    assert not names & {"command", "data", "limit"}

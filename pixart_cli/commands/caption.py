@@ -22,6 +22,7 @@ from pixart_core.recipe.load import step_from_options
     "torchrun --nproc_per_node 8 --no-python pixart caption --data sam/",
     "pixart caption --stats --data captions/sam",
     "pixart caption --stats --data new.jsonl --before laion.parquet before_column=TEXT num_proc=8",
+    fields_of=CaptionStep,
 )
 def caption(
     data: Annotated[str, typer.Option(help="Folder, tars, parquet, hf:ID[/split], or a manifest.")],

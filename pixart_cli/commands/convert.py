@@ -23,6 +23,7 @@ from pixart_core.recipe.schema import ConvertStep
     "pixart convert --from PixArt-XL-2-512x512.pth --to diffusers dtype=fp16 max_shard_size=500MB",
     "pixart convert --from runs/stage3 --to official",
     "pixart convert --info PixArt-XL-2-1024-MS.pth --json",
+    fields_of=ConvertStep,
 )
 def convert(
     source: Annotated[
@@ -73,4 +74,4 @@ def convert(
 
             check_source(step)
         name = f"{name_of(source)}-{step.to}"
-        execute("convert", step, output, name, as_json=as_json, dry_run=dry_run)
+        execute("convert", step, output, name, as_json=as_json, dry_run=dry_run, long=("reparameterisation",))

@@ -19,6 +19,7 @@ from pixart_core.recipe.schema import EvaluateStep
     "pixart evaluate --bench shapes --bench frechet --samples new=samples/b --samples old=samples/a "
     "--reference shapes",
     "pixart evaluate --samples samples/quickstart runs.stage2=runs/quickstart/stage2 bootstrap=2000",
+    fields_of=EvaluateStep,
 )
 def evaluate(
     samples: Annotated[

@@ -22,6 +22,7 @@ from pixart_core.recipe.load import step_from_options
     "pixart extract-features --verify features/sam --repair",
     "pixart extract-features --export features/sam --to webdataset --output exports/sam",
     "pixart extract-features --import exports/sam --output features/sam",
+    fields_of=ExtractFeaturesStep,
 )
 def extract_features(
     data: Annotated[

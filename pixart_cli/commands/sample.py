@@ -19,6 +19,7 @@ from pixart_core.recipe.schema import SampleStep
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts prompts.txt --seed 7",
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts runs/quickstart/data_large "
     "--set sizes=[[80,112]] --set images_per_prompt=4",
+    fields_of=SampleStep,
 )
 def sample(
     checkpoint: Annotated[str, typer.Option(help="Output of pixart train, or a pipeline folder.")],
@@ -34,7 +35,7 @@ def sample(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Any other option; may be repeated."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any of the fields below; may be repeated."),
     ] = None,
     seed: Seed = None,
     limit: Limit = None,

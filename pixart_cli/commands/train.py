@@ -21,12 +21,17 @@ from pixart_core.recipe.schema import Recipe, TrainStep, step_references
     "pixart train --recipe own_images",
     "pixart train --recipe own_images.yaml --output runs/x train.learning_rate=1.0e-3",
     "pixart train --recipe quickstart --step stage2 --max-train-steps 500 optimizer.kind=adamw",
+    fields_of=TrainStep,
 )
 def train(
     recipe: Annotated[str, typer.Option(help="Recipe file with a train step, or a bundled recipe's name.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="STEP.FIELD=VALUE", help="Changes to the recipe.", show_default=False),
+        typer.Argument(
+            metavar="STEP.FIELD=VALUE",
+            help="Changes to the recipe; see below.",
+            show_default=False,
+        ),
     ] = None,
     step: Annotated[str | None, typer.Option(help="Which train step, if the recipe has several.")] = None,
     max_train_steps: Annotated[int | None, typer.Option(help="Updates.", show_default=False)] = None,
