@@ -1,8 +1,8 @@
 """Reads rows of feature shards straight into the tensors of a batch (`features.py` is the way in).
 
 Shards stay memory-mapped, and the kernel is asked for all pages of a batch before the first is touched:
-reading cold is then limited by the disk, not by one page fault after the other (measured: 4 times faster),
-and reading warm copies nothing but the values themselves.
+reading cold then waits for the disk, not for one page fault after the other (twice as fast, see
+`benchmarks/feature_store.py`), and reading warm copies nothing but the values themselves.
 """
 
 import collections
