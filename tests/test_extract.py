@@ -1,4 +1,4 @@
-"""Laws of extraction: every training image once, the right features, and the same bytes after a kill."""
+"""Laws of extraction: every training image once, the right features, the same bytes elsewhere."""
 
 import io
 import json

@@ -19,9 +19,10 @@ from pixart_core.artifacts.feature_index import read_index
 from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedShard
 from pixart_core.artifacts.feature_writer import FeatureWriter
 from pixart_core.artifacts.publish import write_json
+from pixart_core.encoders.caption_texts import CaptionTexts
 from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.extract import encode_missing, run_extraction
-from pixart_core.encoders.feature_data import CaptionTexts, TrainingData
+from pixart_core.encoders.feature_data import TrainingData
 from pixart_core.encoders.feature_encode import shard_texts
 from pixart_core.encoders.feature_import import import_features, open_source
 from pixart_core.encoders.feature_parts import Encoders, load_encoders
