@@ -49,7 +49,7 @@ def _is_id(text: str) -> bool:
     return "\0" not in text and text.isprintable()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(sources())
 def test_a_store_that_grows_holds_every_image_with_its_caption(steps: list[Source]) -> None:
     with TemporaryDirectory() as name:

@@ -15,6 +15,7 @@ from typing import Any
 
 import xxhash
 
+from pixart_core.artifacts.feature_files import sync_folder
 from pixart_core.artifacts.publish import write_bytes
 from pixart_core.errors import PixartError, UserError
 
@@ -78,9 +79,10 @@ def _refuse_other_formats(path: Path, first: bytes) -> None:
 
 
 def write_index(folder: Path, plan: str, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the index, atomically."""
+    """Replace the index, atomically; it is there when this returns, even after a power cut."""
     header = {"format": FORMAT, "plan": plan}
     write_bytes(folder / INDEX, b"".join(_line(row) for row in (header, *entries)))
+    sync_folder(folder)
 
 
 def append_entry(folder: Path, entry: Mapping[str, Any]) -> None:

@@ -93,9 +93,9 @@ class Shards:
 class MomentReader:
     """Reads moments of the images of one bucket, in memory that it takes back when the batch is gone."""
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards, buffers: "Buffers") -> None:
         self._shards = shards
-        self._buffers = _Buffers()
+        self._buffers = buffers
 
     def read(
         self, indices: np.ndarray, flipped: Sequence[bool]
@@ -141,7 +141,7 @@ class CaptionReader:
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._buffers = _Buffers()
+        self._buffers = Buffers()
 
     def read(self, numbers: np.ndarray) -> tuple[Float[Tensor, "b l d"], Bool[Tensor, "b l"]]:
         """Token states, zero behind each caption, and which of them are valid."""
@@ -197,7 +197,7 @@ def _part(rows: Tensor, part: Mapping[str, Any]) -> Tensor:
     return stored.view(dtype)
 
 
-class _Buffers:
+class Buffers:
     """Memory of batches that nobody holds any more, to be used again.
 
     A fresh block of this size comes from the kernel page by page, zeroed: for T5's states that took five

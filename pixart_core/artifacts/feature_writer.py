@@ -125,7 +125,7 @@ class FeatureWriter:
         write_index(self.folder, self.plan.fingerprint, entries)
         if complete:
             card.write(self.folder)
-        sync_folder(self.folder)
+            sync_folder(self.folder)
         return complete
 
     def errors(self) -> dict[str, float]:

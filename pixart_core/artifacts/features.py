@@ -27,7 +27,7 @@ from torch import Tensor
 from pixart_core.artifacts.card import CARD, Card
 from pixart_core.artifacts.feature_index import read_index
 from pixart_core.artifacts.feature_plan import KINDS, Bucket, FeaturePlan, PlannedShard
-from pixart_core.artifacts.feature_reader import CaptionReader, MomentReader, Shards
+from pixart_core.artifacts.feature_reader import Buffers, CaptionReader, MomentReader, Shards
 from pixart_core.errors import UserError
 
 
@@ -86,8 +86,9 @@ class FeatureStore:
         for shard in self._plan.shards("image"):
             if shard.bucket in planned:
                 planned[shard.bucket].append(shard)
+        buffers = Buffers()  # one for all buckets, of which training takes one after the other
         self._images = {
-            bucket: MomentReader(Shards(self.folder, shards, index.entries))
+            bucket: MomentReader(Shards(self.folder, shards, index.entries), buffers)
             for bucket, shards in planned.items()
         }
         self._text = CaptionReader(Shards(self.folder, self._plan.shards("text"), index.entries))
@@ -180,7 +181,7 @@ class FeatureStore:
             return self.resolutions[0]
         names = ", ".join(map(str, self.resolutions))
         if resolution is None:
-            raise UserError(f"{self.folder} holds several resolutions ({names}); choose one: resolution")
+            raise UserError(f"{self.folder} holds several resolutions ({names}); choose one with resolution")
         if resolution not in self.resolutions:
             raise UserError(f"{self.folder} holds no resolution {resolution}, only {names}")
         return resolution
