@@ -1,5 +1,9 @@
 """Our transformers against diffusers' classes on random weights, and the paper's counts."""
 
+import json
+import math
+import re
+
 import pytest
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
@@ -14,9 +18,11 @@ from random_models import (
     run_diffusers,
 )
 
+from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import sinusoid
+from pixart_core.models.files import load_config
 from pixart_core.recipe.estimate import parameters
 from pixart_core.recipe.training import ModelOptions
 
@@ -227,8 +233,41 @@ def test_a_config_survives_diffusers_layout() -> None:
         ({"embedders": "per_block", "modulation": "adaln"}, "conditioning class"),
         ({"out_channels": 5}, "neither in_channels nor twice"),
         ({"sample_size": 33}, "multiple of patch 2"),
+        ({"modulation": "adaln_zero"}, "modulation = 'adaln_zero' is none of"),
+        ({"timestep_freq_shift": 128, "modulation": "adaln"}, "none of 0, 1"),
     ],
 )
 def test_a_config_that_cannot_be_computed_is_refused(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patch_size", 0),
+        ("num_layers", 2.5),
+        ("num_layers", -1),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "16"),
+        ("caption_channels", None),
+        ("sample_size", None),
+        ("interpolation_scale", 0),
+        ("interpolation_scale", -1.0),
+        ("interpolation_scale", math.nan),
+        ("norm_eps", "1e-6"),
+        ("use_additional_conditions", "no"),
+    ],
+)
+def test_a_config_file_with_a_value_of_another_kind_is_one_clear_error(tmp_path, name, value) -> None:
+    config = TransformerConfig().to_diffusers()
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+    ours = {"norm_eps": "mlp_norm_eps"}.get(name, name)
+    with pytest.raises(UserError, match=re.escape(f"config.json: {ours} = {value!r} is no")):
+        load_config(tmp_path)
+
+
+def test_a_config_file_without_an_object_is_one_clear_error(tmp_path) -> None:
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"config.json: a JSON object was expected, not \[1\]"):
+        load_config(tmp_path)

@@ -1,6 +1,7 @@
 """What a transformer is made of. Field names follow diffusers where diffusers has one."""
 
 import dataclasses
+import math
 from typing import Any, Literal, Self
 
 Conditioning = Literal["text", "class"]
@@ -13,6 +14,24 @@ _PUBLISHED: dict[tuple[Conditioning, Modulation], str] = {
 }
 # The other two go by a name of our own. diffusers' classes do not compare names, but refuse its `norm_type`.
 OWN_CLASS = "PixArtVariantTransformer"
+_COUNTS = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "patch_size",
+    "sample_size",
+    "caption_channels",
+    "num_embeds_ada_norm",
+)
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "conditioning": ("text", "class"),
+    "modulation": ("adaln_single", "adaln"),
+    "embedders": ("shared", "per_block"),
+    "use_additional_conditions": (False, True),
+    "timestep_freq_shift": (0, 1),
+}
 # What `norm_type` says of the class that diffusers has since split up.
 _OLDER_CLASSES = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
 
@@ -57,6 +76,7 @@ class TransformerConfig:
         if self.modulation is None:
             published = "adaln_single" if self.conditioning == "text" else "adaln"
             object.__setattr__(self, "modulation", published)
+        self._check_values()
         if self.conditioning == "class" and self.use_additional_conditions:
             raise ValueError("use_additional_conditions goes with conditioning text, not with class")
         if self.modulation == "adaln_single" and self.timestep_freq_shift != 0:
@@ -73,6 +93,19 @@ class TransformerConfig:
             )
         if self.sample_size % self.patch_size:
             raise ValueError(f"sample_size {self.sample_size} is not a multiple of patch {self.patch_size}")
+
+    def _check_values(self) -> None:
+        """Files are read into this class: a value of another kind would only fail somewhere in torch."""
+        for name in _COUNTS:
+            _check_count(name, getattr(self, name))
+        for name in ("interpolation_scale", "mlp_norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} = {value!r} is no positive number")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} = {value!r} is none of {', '.join(map(repr, allowed))}")
 
     @property
     def width(self) -> int:
@@ -144,6 +177,8 @@ class TransformerConfig:
         Raises:
             ValueError: another class, or a setting that changes the forward pass and is not ours.
         """
+        if not isinstance(config, dict):
+            raise ValueError(f"a JSON object was expected, not {config!r:.40}")
         name = config.get("_class_name")
         if name == OWN_CLASS:
             return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
@@ -163,6 +198,11 @@ class TransformerConfig:
         if name == "DiTTransformer2DModel":
             return cls(**_shared_fields(config), **_class_fields(config))
         return cls(**_shared_fields(config), **_text_fields(config))
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} = {value!r} is no positive whole number")
 
 
 def _shared_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -189,13 +229,15 @@ def _class_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_fields(config: dict[str, Any]) -> dict[str, Any]:
-    interpolation_scale = config.get("interpolation_scale")
+    sample_size, interpolation_scale = config["sample_size"], config.get("interpolation_scale")
+    _check_count("sample_size", sample_size)
+    if interpolation_scale is None:
+        interpolation_scale = max(sample_size // 64, 1)  # diffusers' rule, as is that of `additional` below
     additional = config.get("use_additional_conditions")
     return {
         "conditioning": "text",
         "caption_channels": config["caption_channels"],
         "mlp_norm_eps": config.get("norm_eps", 1e-6),
-        # The two defaults below are diffusers' own rules for an absent value.
-        "interpolation_scale": interpolation_scale or max(config["sample_size"] // 64, 1),
-        "use_additional_conditions": config["sample_size"] == 128 if additional is None else additional,
+        "interpolation_scale": interpolation_scale,
+        "use_additional_conditions": sample_size == 128 if additional is None else additional,
     }
