@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.artifacts.samples import read_samples
 from pixart_core.conversion.convert import run_conversion
 from pixart_core.conversion.pipeline import write_pipeline
+from pixart_core.conversion.resize import resize
 from pixart_core.data.buckets import bucket_table
 from pixart_core.encoders.analytic_vae import build_analytic_vae
 from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
@@ -26,7 +28,14 @@ from pixart_core.recipe.load import load_recipe
 from pixart_core.recipe.schema import ConvertStep, SampleStep
 from pixart_core.recipe.training import ModelOptions, Positions, TrainStep
 from pixart_core.sampling.sample import run_sampling
-from pixart_core.sampling.sizes import default_size, how_far, positions_changed, trained_sizes
+from pixart_core.sampling.sizes import (
+    Distance,
+    default_size,
+    how_far,
+    how_to_train,
+    positions_changed,
+    trained_sizes,
+)
 from pixart_core.training.loop import run_training
 
 CONFIG = TransformerConfig(
@@ -124,13 +133,24 @@ def test_a_far_size_is_refused_with_what_can_be_done(pipeline, tmp_path) -> None
         f"{pipeline} was trained at 16x16; 32x32 has 4 times the pixels",
         "ask for one near",
         f"pixart convert --from {pipeline} --to pixart positions.sample_size=16) and train on",
-        "or give any_size=true",
+        "or allow it with --set any_size=true",
     ):
         assert part in message
     assert "\n" not in message
     with pytest.raises(UserError, match=r"8x32 is 4 times as wide .* aspect_buckets"):
         sample(pipeline, tmp_path / "out", (16, 16), (8, 32))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("micro", [False, True])
+@pytest.mark.parametrize("side", [256, 512, 1024, 2048])
+def test_what_a_far_size_is_told_to_try_is_not_refused(micro, side) -> None:
+    config = dataclasses.replace(CONFIG, use_additional_conditions=micro)
+    told = how_to_train((side, side), Distance("pixels", ""), "a", config, 8)
+    option, value = re.search(r"--to pixart (\S+)=(\d+)\)", told).groups()
+    changes = {"positions": {"sample_size": int(value)}} if "positions" in option else {option: int(value)}
+    step = ConvertStep(source="a", to="pixart", **changes)
+    assert resize(step, build_transformer(config), ModelFacts()).model.config.sample_size == side // 8
 
 
 def test_any_size_draws_it_says_so_once_and_records_it(pipeline, tmp_path) -> None:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.models.config import TransformerConfig
-from pixart_core.models.resolution import RELEASED_RESOLUTIONS, position_range
+from pixart_core.models.resolution import RELEASED_RESOLUTIONS, position_range, released_resolution
 
 Size = tuple[int, int]  # (height, width) in pixels
 
@@ -89,7 +89,13 @@ def how_to_train(size: Size, far: Distance, source: str, config: TransformerConf
     if far.by == "shape":
         return "train on with such aspect_buckets"
     side = (size[0] * size[1]) ** 0.5
-    near = [pixels for pixels in RELEASED_RESOLUTIONS if pixels / FAR**0.5 < side < pixels * FAR**0.5]
+    near = [
+        pixels
+        for pixels in RELEASED_RESOLUTIONS
+        if pixels / FAR**0.5 < side < pixels * FAR**0.5
+        # Micro-conditions cannot be taken away; `positions` keeps them.
+        and (released_resolution(pixels).use_additional_conditions or not config.use_additional_conditions)
+    ]
     if near and factor == 8:
         change = f"resolution={near[0]}"
     else:
