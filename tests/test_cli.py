@@ -150,6 +150,7 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
             "make it with: pixart run recipe.yaml --only features",
         ),
         (["sample", "--checkpoint", "runs/x"], "nothing to draw"),
+        (["sample", "--checkpoint", "runs/x", "a fox", "any_size=true"], "given as --set any_size=true"),
         (
             ["sample", "--checkpoint", "runs/x", "--prompts", "none.txt"],
             "no file or manifest folder none.txt",

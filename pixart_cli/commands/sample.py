@@ -47,6 +47,10 @@ def sample(
 ) -> None:
     """Generate images from prompts."""
     with user_errors():
+        for text in prompt or ():
+            field, is_option, _ = text.partition("=")
+            if is_option and field in SampleStep.model_fields:
+                raise UserError(f"{text!r} would be drawn as a prompt; an option is given as --set {text}")
         values = {
             "checkpoint": checkpoint,
             "prompts": tuple(prompt) if prompt else None,

@@ -85,7 +85,7 @@ def _untrained_sizes(
         reason = model.why_untrained(height, width)
         if reason is not None:
             if not step.any_size:
-                raise UserError(f"{reason}; or give any_size=true")
+                raise UserError(f"{reason}; or allow it with --set any_size=true")
             untrained[height, width] = reason
     return untrained
 
