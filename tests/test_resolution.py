@@ -92,9 +92,18 @@ def test_adding_micro_conditions_changes_no_bit(modulation) -> None:
         assert torch.equal(run(micro, 32, **sizes), run(base, 32))
     # They are not dead: the last layer has a gradient, and after a step the first one too.
     latents, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8)
-    micro.train()(latents, torch.tensor([7, 900]), text, **SIZES).square().mean().backward()
-    last = [p.grad for name, p in micro.named_parameters() if "resolution_embedder.linear_2.weight" in name]
-    assert last[0].abs().max() > 0
+    by_name = dict(micro.train().named_parameters())
+    first, last = (
+        next(p for name, p in by_name.items() if f"resolution_embedder.linear_{layer}.weight" in name)
+        for layer in (1, 2)
+    )
+    for moved in (False, True):
+        micro.zero_grad()
+        micro(latents, torch.tensor([7, 900]), text, **SIZES).square().mean().backward()
+        assert last.grad.abs().max() > 0
+        assert (first.grad.abs().max() > 0) == moved
+        with torch.no_grad():
+            last -= 0.1 * last.grad
 
 
 def test_from_256_to_1024_with_micro_conditions_is_exact_where_the_positions_are() -> None:
