@@ -101,6 +101,13 @@ def test_a_lost_learned_embedding_is_named_by_every_conversion(tmp_path, encoder
     assert not (tmp_path / "b").exists()
 
 
+def test_another_model_s_learned_embedding_is_refused_before_sampling(tmp_path, encoders, released) -> None:
+    convert(released[0], "diffusers", tmp_path / "a", vae=encoders, text_encoder=encoders, **HEADS)
+    write_uncond(tmp_path / "a", torch.zeros(6, original.CAPTION + 1))
+    with pytest.raises(UserError, match=r"tokens of width 21, the model takes 20"):
+        load_model(str(tmp_path / "a"), torch.device("cpu"), torch.float32)
+
+
 @pytest.fixture
 def store(tmp_path) -> Path:
     return write_tiny_store(tmp_path / "features", {(16, 16): 8})

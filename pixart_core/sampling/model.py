@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts, read_facts
-from pixart_core.artifacts.uncond import missing_uncond, read_uncond
+from pixart_core.artifacts.uncond import UNCOND, missing_uncond, read_uncond
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.errors import UserError
@@ -120,7 +120,7 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> Samplin
 
     Raises:
         UserError: not there, class-conditional, encoders that cannot be loaded, or no file of the learned
-            unconditional caption that the model was trained with.
+            unconditional caption that the model was trained with, or another model's.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -137,6 +137,12 @@ def load_model(source: str, device: torch.device, dtype: torch.dtype) -> Samplin
     learned = read_uncond(folder) if facts.uncond == "learned" else None
     if facts.uncond == "learned" and learned is None:
         raise missing_uncond(source)
+    width = transformer.config.caption_channels
+    if learned is not None and learned.shape[1] != width:
+        raise UserError(
+            f"{source}: {UNCOND} has tokens of width {learned.shape[1]}, the model takes {width}: it is "
+            "another model's; copy the file from where the checkpoint came from"
+        )
     return SamplingModel(
         source=source,
         transformer=transformer.eval().requires_grad_(False).to(device, dtype),
