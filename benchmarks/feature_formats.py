@@ -137,6 +137,9 @@ class WebDataset(Single):
     def open(self, folder: Path) -> None:
         self.index = json.loads((folder / "index.json").read_text())
         self.handles = {name: os.open(folder / name, os.O_RDONLY) for name, _ in self.index}
+        # Fresh memory for every sample would cost more than reading it.
+        self.buffers = [bytearray(2**20) for _ in range(64)]
+        self.count = 0
 
     def close(self) -> None:
         for handle in self.handles.values():
@@ -145,7 +148,9 @@ class WebDataset(Single):
     def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         name, places = self.index[index]
         start, end = places[0][0], sum(places[-1])
-        data = os.pread(self.handles[name], end - start, start)
+        data = self.buffers[self.count % len(self.buffers)]
+        self.count += 1
+        os.preadv(self.handles[name], [memoryview(data)[: end - start]], start)
         mean, std, text = (parse_npy(data, offset - start) for offset, _ in places)
         return mean, std, text
 
@@ -228,7 +233,7 @@ def halves(samples: Samples, number: int) -> dict[str, np.ndarray]:
     return {name: value.half().numpy() for name, value in parts.items()}
 
 
-def parse_npy(data: bytes, start: int) -> np.ndarray:
+def parse_npy(data: bytearray, start: int) -> np.ndarray:
     """The array of an npy file that begins at `start` of `data`, without a copy."""
     stream = io.BytesIO(memoryview(data)[start : start + 128])
     np.lib.format.read_magic(stream)
