@@ -17,6 +17,7 @@ from pixart_core.artifacts.card import card_for
 from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_plan import FeaturePlan
 from pixart_core.artifacts.feature_writer import FeatureWriter
+from pixart_core.artifacts.manifest_guard import manifest_kept_on_failure
 from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.feature_data import Tables, TrainingData, bucket_tables, training_data
 from pixart_core.encoders.feature_encode import ImageEncoding, encode_text_shards, group_shards
@@ -56,8 +57,9 @@ def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) 
         plan = open_plan(step, output, tables)  # refuses other settings before anything is scanned
         refuse_other_encoders(output, encoders.described)
         if processes.first:
-            data = training_data(step, output / "manifest", progress)
-            new = plan.extend(data.planned(tables))
+            with manifest_kept_on_failure(output / "manifest"):
+                data = training_data(step, output / "manifest", progress)
+                new = plan.extend(data.planned(tables))  # refuses data that are not those of before
             if new < plan.count and new:
                 progress.say(f"{new} images are new; {plan.count - new} were planned before")
             write_described(output, encoders.described)
