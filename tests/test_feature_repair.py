@@ -164,10 +164,25 @@ def test_what_has_changed_is_refused_and_the_store_stays_as_it_is(made: Path, tm
     shutil.copy(data / "001.png", path)
     moved = {"captions": str(tmp_path / "moved")}
     refused(r"has 48x24 pixels, it had 32x32 when it was scanned", **moved)
+    path.unlink()
+    refused(rf"{path.name}: cannot be read", **moved)
+    assert files(store) == damaged
     path.write_bytes(kept)
-    # That one was found while encoding: the card waits in repair.json until the shard is there.
     assert repair_features(store, RepairOptions(**moved), Silent())["sound"]
     assert verify_features(store, Silent())["sound"]
+
+
+def test_a_manifest_of_other_data_is_named_before_anything_is_given_up(made: Path, store: Path) -> None:
+    records = store / "manifest" / "manifest.jsonl"
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines[:1]))
+    card = store / "manifest" / "card.json"
+    card.write_text(card.read_text().replace('"images": 24', '"images": 1'))
+    flip_byte(store / IMAGE, 0.5)
+    damaged = files(store)
+    with pytest.raises(UserError, match=r"lacks the image .* of other data; run the command"):
+        repair_features(store, RepairOptions(), Silent())
+    assert files(store) == damaged
 
 
 def test_a_repair_that_was_killed_goes_on(made: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +194,10 @@ def test_a_repair_that_was_killed_goes_on(made: Path, store: Path, monkeypatch: 
             repair_features(store, RepairOptions(), Silent())
     with pytest.raises(UserError):
         FeatureStore(store)
+    told = verify_features(store, Silent())
+    assert (told["sound"], told["complete"], told["damaged"]) == (False, False, [])
     result = repair_features(store, RepairOptions(), Silent())
-    assert result["sound"]
+    assert (result["sound"], result["complete"]) == (True, True)
     assert files(store) == files(made / "features")
 
 

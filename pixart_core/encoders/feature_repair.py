@@ -5,6 +5,7 @@ While it works, `repair.json` keeps the card: a killed repair comes again and go
 """
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from pixart_core.artifacts.card import CARD, Card, read_card
 from pixart_core.artifacts.feature_check import Damage, discard, verify
 from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_index import read_index
-from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedShard
+from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, PlannedShard
 from pixart_core.artifacts.feature_writer import FeatureWriter
 from pixart_core.artifacts.publish import write_json
+from pixart_core.encoders.ahead import map_ahead
 from pixart_core.encoders.caption_texts import CaptionTexts
 from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.extract import encode_missing, run_extraction
@@ -50,7 +52,8 @@ def verify_features(folder: Path, progress: Progress) -> dict[str, Any]:
     """Look at every sample of the store in `folder`.
 
     Returns:
-        store, sound, and damaged: {"shard", "samples" (image ids, or numbers of captions), "reason"}.
+        store, sound (nothing is damaged, no repair is waiting), complete (everything is there), and damaged:
+        {"shard", "samples" (image ids, or numbers of captions), "reason"}.
 
     Raises:
         UserError: no store.
@@ -100,9 +103,9 @@ def _compared(
     if different:
         progress.say(
             f"{len(different)} of {len(names)} shards have other bytes than before, e.g. {different[0]}: "
-            "made on other hardware or by other versions"
+            "made on other hardware, by other versions, or of pictures that changed"
         )
-    return {"sound": True, "repaired": list(names), "different": different}
+    return {"sound": True, "complete": True, "repaired": list(names), "different": different}
 
 
 class _Encode:
@@ -114,7 +117,7 @@ class _Encode:
         self.plan = FeaturePlan.load(folder)
         there = read_index(folder).entries.keys() - lost
         self.missing: list[PlannedShard] = [
-            shard for kind in ("text", "image") for shard in self.plan.shards(kind) if shard.name not in there
+            shard for kind in KINDS for shard in self.plan.shards(kind) if shard.name not in there
         ]
         self.names = [shard.name for shard in self.missing]
         self.step = _step(card, options, self.sources, sorted({shard.kind for shard in self.missing}))
@@ -134,6 +137,19 @@ class _Encode:
         self.data = TrainingData(manifest, None if captions is None else CaptionTexts(Path(captions)))
         self.encoders = load_encoders(self.step, choose_device(self.options.device))
         self._refuse_other_encoders(self.encoders)
+        try:
+            self._refuse_other_data()
+        except KeyError as error:
+            raise UserError(
+                f"{self.folder}: its manifest lacks the image {error.args[0]}, so it is of other data; run "
+                "the command that made the store again, it makes only what is missing"
+            ) from error
+
+    def _refuse_other_data(self) -> None:
+        images = [self.plan.ids(shard.rows) for shard in self.missing if shard.kind == "image"]
+        # The healthy samples of a damaged shard are given up for these, so each is looked at before.
+        for _ in map_ahead(self.data.picture, dict.fromkeys(itertools.chain.from_iterable(images))):
+            pass
         texts = [shard for shard in self.missing if shard.kind == "text"]
         for shard, captions_now in shard_texts(self.plan, texts, self.data.caption):
             if (self.plan.caption_numbers(captions_now) != np.asarray(shard.rows)).any():
@@ -223,7 +239,21 @@ def _told(folder: Path, damages: Sequence[Damage], progress: Progress) -> dict[s
     for damage in damages:
         progress.say(str(damage))
     found = [{"shard": d.shard, "samples": list(d.samples), "reason": d.reason} for d in damages]
-    return {"store": str(folder), "sound": not damages, "damaged": found}
+    missing = 0 if damages else _count_missing(folder)
+    waiting = (folder / REPAIR).exists()
+    if missing:
+        again = (
+            "--verify --repair was interrupted, run it" if waiting else "run the command that began the store"
+        )
+        progress.say(f"{missing} shards are missing: {again} again")
+    complete = not damages and not missing and (folder / CARD).exists()
+    sound = not damages and not waiting
+    return {"store": str(folder), "sound": sound, "complete": complete, "damaged": found}
+
+
+def _count_missing(folder: Path) -> int:
+    plan, there = FeaturePlan.load(folder), read_index(folder).entries
+    return sum(shard.name not in there for kind in KINDS for shard in plan.shards(kind))
 
 
 def _card(folder: Path) -> Card | None:
