@@ -119,6 +119,13 @@ def test_tables_without_images_are_told_but_those_of_a_tar_are_not(tmp_path: Pat
         scan(tmp_path / "0.parquet")
 
 
+def test_a_table_with_images_beside_a_tar_of_its_name_is_no_table_of_the_tar(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(b"\0" * 10240)
+    table = write(tmp_path / "0.parquet", [{"bytes": encode(noise()), "path": None}] * 2)
+    for data in (tmp_path, table):
+        assert [r.member for r in scan(data)[0].records] == ["0", "1"]
+
+
 def test_a_choice_of_columns_and_a_damaged_file_are_one_line(tmp_path: Path) -> None:
     file = write(tmp_path / "x.parquet", [b"1"], column="left", right=[b"2"])
     with pytest.raises(UserError, match=r"which column holds the images\? \(left, right\); name it image"):

@@ -161,6 +161,15 @@ def _candidate(rows: ParquetRows, name: str, row: int) -> Candidate:
     )
 
 
+def holds_images(path: str) -> bool:
+    """Whether a parquet file has a column of encoded images, or cannot be read and so must be told of."""
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (pyarrow.ArrowException, OSError):
+        return True
+    return any(_is_image_struct(field.type) or _is_binary(field.type) for field in schema)
+
+
 def count_rows(path: str) -> int:
     """Rows of a parquet file, from its end alone; 0 if it cannot be read."""
     try:

@@ -87,7 +87,7 @@ def _listing(root: Path, found: Callable[[bool], "Walk | Iterator[Found]"]) -> L
     def size() -> Size:
         images, tars, tables = 0, 0, 0
         for item in found(False):
-            images += item.kind == "image"
+            images += item.kind in ("image", "problem")
             tars += item.kind == "tar"
             if item.kind == "parquet" and not _belongs_to_tar(str(root), item.name):
                 from pixart_core.data.parquet import count_rows
@@ -122,8 +122,13 @@ def _parts(root: str, found: Iterator[Found]) -> Iterator[Part]:
 
 
 def _belongs_to_tar(root: str, name: str) -> bool:
-    """img2dataset writes what it knows of 00000.tar into 00000.parquet."""
-    return os.path.isfile(os.path.join(root, name[: -len(".parquet")] + ".tar"))
+    """img2dataset writes what it knows of 00000.tar into 00000.parquet, the images not among it."""
+    path = os.path.join(root, name)
+    if not os.path.isfile(path.removesuffix(".parquet") + ".tar"):
+        return False
+    from pixart_core.data.parquet import holds_images
+
+    return not holds_images(path)
 
 
 def _files_part(root: str, group: Sequence[Found]) -> Part:
