@@ -60,6 +60,23 @@ def test_a_folder_full_of_trouble_keeps_the_good_and_names_the_rest(tmp_path: Pa
         scan(folder, max_bad_fraction=0.3)
 
 
+def test_images_in_formats_that_are_not_read_are_told_and_not_passed_over(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.JPG", "c.heic", "d.SVG", "e.zip", "f.docx", "b.cr2"):
+        (folder / name).write_bytes(encode(noise()) if name[0] == "a" else encode(noise(), "JPEG"))
+    write_tar(
+        folder / "t.tar", {"x.jxl": b"1", "y.heic": b"1", "y.jpg": encode(noise(), "JPEG"), "z.txt": b""}
+    )
+    manifest, dropped = scan(folder, max_bad_fraction=1.0)
+    assert [Path(r.member or r.path).name for r in manifest.records] == ["a.png", "b.JPG", "y.jpg"]
+    told = {row["path"]: row["reason"].partition(":")[0] for row in dropped}
+    other = "format that is not read"
+    assert told == {"c.heic": other, "d.SVG": other, "e.zip": "compressed archive", "t.tar/x.jxl": other}
+    _, dropped = scan(f"{folder}/[a-d].*", max_bad_fraction=1.0)
+    assert {"c.heic", "d.SVG"} <= {row["path"] for row in dropped}
+
+
 def test_a_scan_is_a_function_of_the_data_wherever_it_lies(tmp_path: Path) -> None:
     folder = write_salted_folder(tmp_path / "one", good=6)
     options = {"max_bad_fraction": 1.0, "heldout_fraction": 0.5}

@@ -2,15 +2,15 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Literal
 
-from pixart_core.data.images import IMAGE_SUFFIXES
+from pixart_core.data.images import IMAGE_SUFFIXES, OTHER_IMAGE, is_unread_image
 from pixart_core.data.metadata import METADATA_NAMES, MetadataTable, metadata_in
 from pixart_core.data.side_texts import side_names
 from pixart_core.errors import UserError
 
-COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip")
 _COMPRESSED = "compressed archive: unpack it to .tar"
 
 Kind = Literal["image", "tar", "parquet", "problem"]
@@ -34,8 +34,8 @@ class Found:
     row: tuple[MetadataTable, int] | None = None
 
 
-def kind_of(name: str) -> Kind | None:
-    """What a file of this name holds; None for what is no source of images."""
+def kind_of(name: str, names: Container[str] = ()) -> Kind | None:
+    """What a file of this name, beside `names`, holds; None for what is no source of images."""
     # Text, not PurePosixPath: this runs for each of millions of files.
     suffix = os.path.splitext(name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
@@ -44,7 +44,13 @@ def kind_of(name: str) -> Kind | None:
         return "tar"
     if suffix == ".parquet":
         return None if os.path.basename(name) in METADATA_NAMES else "parquet"
-    return "problem" if name.lower().endswith(COMPRESSED_TARS) else None
+    told = is_unread_image(name, names) or name.lower().endswith(COMPRESSED)
+    return "problem" if told else None
+
+
+def _problem_of(name: str) -> str:
+    """What is wrong with a file whose name tells it."""
+    return _COMPRESSED if name.lower().endswith(COMPRESSED) else OTHER_IMAGE
 
 
 class Walk:
@@ -90,7 +96,7 @@ class Walk:
             path, entry = folder + name, entries[name]
             if name.endswith("/"):
                 yield path
-            elif (kind := kind_of(name)) is not None:
+            elif (kind := kind_of(name, entries)) is not None:
                 yield self._found(kind, path, name, entry, entries)
         if table is not None:
             self._tables.pop()
@@ -117,7 +123,7 @@ class Walk:
         if entry != "file":
             return Found("problem", path, entry)
         if kind == "problem":
-            return Found("problem", path, _COMPRESSED)
+            return Found("problem", path, _problem_of(name))
         if kind != "image":
             return Found(kind, path)
         folder = path[: -len(name)]
@@ -154,7 +160,7 @@ def files_found(root: str, names: Sequence[str]) -> Iterator[Found]:
     for name in names:
         kind = kind_of(name)
         if kind == "problem":
-            yield Found("problem", name, _COMPRESSED)
+            yield Found("problem", name, _problem_of(name))
         elif kind == "image":
             sides = tuple(side for side in side_names(name) if os.path.isfile(os.path.join(root, side[1])))
             above = [_table_of(root, folder, tables) for folder in _folders_of(name)]

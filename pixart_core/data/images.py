@@ -3,8 +3,10 @@
 import collections
 import contextlib
 import io
+import os
 import threading
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,27 @@ from pixart_core.errors import PixartError, UserError
 IMAGE_SUFFIXES = frozenset(
     [".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 )
+# Pillow does not read these, or not with its wheel alone. They are named, not passed over.
+OTHER_IMAGE_SUFFIXES = frozenset(
+    [".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".nef", ".orf", ".psd", ".rw2",
+     ".svg"]
+)  # fmt: skip
+OTHER_IMAGE = "format that is not read: convert it to .png or .jpg"
 # Pillow's own limit for an error (twice its limit for a warning): 0.5 GB as RGB.
 MAX_PIXELS = 178_956_970
 _OPEN_ARCHIVES = 64
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def is_unread_image(name: str, names: Container[str]) -> bool:
+    """Whether `name` is an image in a format that is not read, and `names` has none beside it that is.
+
+    A raw picture or a drawing beside its .jpg is no image of its own.
+    """
+    stem, suffix = os.path.splitext(name)
+    if suffix.lower() not in OTHER_IMAGE_SUFFIXES or os.path.basename(name).startswith("."):
+        return False
+    return not any(stem + other in names or stem + other.upper() in names for other in IMAGE_SUFFIXES)
 
 
 class UnusableImageError(PixartError):

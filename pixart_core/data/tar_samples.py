@@ -8,7 +8,7 @@ from typing import Any
 
 from pixart_core.artifacts.manifest import image_id
 from pixart_core.data.candidates import Candidate, LazyCandidates, Opened, Part, file_state, key_of
-from pixart_core.data.images import IMAGE_SUFFIXES
+from pixart_core.data.images import IMAGE_SUFFIXES, OTHER_IMAGE, is_unread_image
 from pixart_core.data.side_texts import read_text, side_names
 from pixart_core.data.tars import TarIndex, index_tar, read_member
 from pixart_core.errors import UserError
@@ -35,6 +35,8 @@ def _open(path: Path, name: str, identify: Identify | None) -> Opened:
         return Opened((), [{"path": name, "reason": str(error).removeprefix(f"{path}: ")}])
     repeated = "name repeated in the archive"
     problems = [{"path": f"{name}/{member}", "reason": repeated} for member in index.repeated]
+    unread = [member for member in index.members if is_unread_image(member, index.members)]
+    problems += [{"path": f"{name}/{member}", "reason": OTHER_IMAGE} for member in unread]
     if index.damage:
         problems.append({"path": name, "reason": index.damage})
     images = list(_images(index.members))
