@@ -111,7 +111,7 @@ def bucket_tables(step: ExtractFeaturesStep) -> Tables:
     Raises:
         UserError: a size that the VAE cannot take, or a table that is not known.
     """
-    factor = read_vae_downsampling(str(step.vae))
+    factor = _side_factor(step)
     first = step.all_resolutions[0]
     tables: dict[int, tuple[Bucket, ...]] = {}
     for resolution in step.all_resolutions:
@@ -129,6 +129,16 @@ def bucket_tables(step: ExtractFeaturesStep) -> Tables:
                 )
         tables[resolution] = table
     return tables
+
+
+def _side_factor(step: ExtractFeaturesStep) -> int:
+    """What sides must be multiples of. Without a VAE at hand, text can be made, and the image part asks."""
+    try:
+        return read_vae_downsampling(str(step.vae))
+    except UserError:
+        if step.only != "text":
+            raise
+        return 1
 
 
 def _scaled(side: int, resolution: int, first: int) -> int:
