@@ -143,8 +143,8 @@ class StoredRecords(Sequence[ImageRecord]):
 
     def of_split(self, name: str) -> "StoredRecords":
         """Those of split "train" or "heldout", in order; lines are not parsed for it."""
-        chosen = [number for number in self._numbers if self._split(int(number)) == name]
-        numbers = np.array(chosen, np.int64)
+        chosen = (number for number in self._numbers if self._split(int(number)) == name)
+        numbers = np.fromiter(chosen, np.int64)
         return StoredRecords(self._path, self._data, self._ends, numbers, self._change)
 
     def _line(self, number: int) -> bytes:

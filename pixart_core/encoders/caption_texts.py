@@ -53,7 +53,7 @@ class CaptionTexts:
                 f"{self._folder} lacks the captions of {len(missing)} of {len(ids)} images, e.g. of "
                 f"{example.path} ({example.id}); caption the same data"
             )
-        kept = np.fromiter((not self._excluded[self._lookup[int(name)]] for name in ids), bool, len(ids))
+        kept = ~self._excluded[self._lookup.at(ids)]
         if not kept.any():
             raise UserError(f"{self._folder}: the captions of all {len(ids)} images are marked as excluded")
         return kept
@@ -72,8 +72,12 @@ class IdLookup:
         self._order = np.argsort(ids)
         self._sorted = ids[self._order]
 
-    def __getitem__(self, name: str | int) -> int:
-        number = np.uint64(int(name, 16) if isinstance(name, str) else name)
+    def at(self, ids: np.ndarray) -> np.ndarray:
+        """The positions of many, all of which are there."""
+        return np.asarray(self._order[np.searchsorted(self._sorted, ids)])
+
+    def __getitem__(self, name: str) -> int:
+        number = np.uint64(int(name, 16))
         place = int(np.searchsorted(self._sorted, number))
         if place == len(self._sorted) or self._sorted[place] != number:
             raise KeyError(name)
