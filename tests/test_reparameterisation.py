@@ -9,11 +9,13 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from pixart_core.artifacts.card import read_card
+from pixart_core.conversion import targets
 from pixart_core.conversion.agreement import measure_agreement
 from pixart_core.conversion.convert import run_conversion
 from pixart_core.conversion.detect import load_any
 from pixart_core.conversion.from_dit import pixart_from_dit, with_definition
 from pixart_core.conversion.infer import Hints
+from pixart_core.conversion.official import to_original
 from pixart_core.errors import UserError
 from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
@@ -231,3 +233,37 @@ def test_new_parts_depend_on_the_seed_alone() -> None:
     name = "transformer_blocks.1.attn2.to_q.weight"
     assert not torch.equal(first[name], other[name])
     assert not torch.equal(first[name], first[name.replace(".1.", ".2.", 1)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", [{}, DIFFUSERS, {"modulation": "adaln_single"}])
+@pytest.mark.parametrize("shared_mlp", ["mean", "first", "zero"])
+def test_a_half_precision_dit_is_computed_in_full_and_kept_as_it_is_stored(dtype, layout, shared_mlp) -> None:
+    """Equal to a float32 copy in all that is computed; without such a copy of what is only written again."""
+    half, full = random_dit(**layout).to(dtype), random_dit(**layout).to(dtype).float()
+    ours, expected = (
+        pixart_from_dit(dit, caption_channels=12, shared_mlp=shared_mlp) for dit in (half, full)
+    )
+    stored = {tensor.data_ptr() for tensor in half.state_dict().values()}
+    kept = [name for name, tensor in ours.state_dict().items() if tensor.dtype == dtype]
+    assert {"pos_embed.proj.weight", "transformer_blocks.2.ff.net.2.weight"} <= set(kept)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor.float(), expected.state_dict()[name]), name
+        assert (tensor.data_ptr() in stored) == (name in kept), name
+    assert measure_agreement(half, ours) == measure_agreement(full, expected)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    assert kept == [name for name, tensor in ours.state_dict().items() if tensor.dtype == dtype]
+
+
+def test_converting_a_half_precision_dit_copies_none_of_it(tmp_path, monkeypatch) -> None:
+    dit = random_dit().half()
+    torch.save(to_original("dit", dit.state_dict()), tmp_path / "dit.pt")
+    written = {}
+    monkeypatch.setattr(targets, "save_transformer", lambda config, weights, *_: written.update(weights))
+    options = {"num_attention_heads": 4, "sample_size": 8, "caption_channels": 12}
+    step = ConvertStep(source=str(tmp_path / "dit.pt"), to="pixart", **options)
+    run_conversion(step, tmp_path / "ours", Silent())
+    for name, tensor in dit.state_dict().items():
+        if name in written and "proj_out" not in name:
+            assert written[name].dtype == torch.float16
+            assert torch.equal(written[name], tensor), name

@@ -1,14 +1,17 @@
 """How far a re-parameterised PixArt is from its DiT at each timestep."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixart_core.conversion.from_dit import ClassCondition
 from pixart_core.models.dit import DiTTransformer
+from pixart_core.models.embeddings import TimestepClassEmbedding
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.progress import Progress, Silent
 from pixart_core.seeding import derive_seed
@@ -16,6 +19,7 @@ from pixart_core.seeding import derive_seed
 TIMESTEPS = (*range(0, 1000, 100), 999)
 # Side of the compared latents: the error hardly depends on it, the time does (XL/2 on a CPU).
 MAX_SIDE = 16
+COMPARISON = "compare with the DiT"
 
 
 @torch.no_grad()
@@ -28,7 +32,9 @@ def measure_agreement(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Relative error |PixArt - DiT| / |DiT| at each timestep, on noise and a random caption.
+    """Relative error |PixArt - DiT| / |DiT| at each timestep, on noise and a random caption, in float32.
+
+    Both may have any type: a block is cast when its turn comes and let go afterwards.
 
     Returns:
         One row a timestep: "timestep", "modulation" (all blocks' shifts, scales and gates), "final"
@@ -45,23 +51,93 @@ def measure_agreement(
     if class_condition == "none":
         dit = _without_class(dit)
 
-    rows = []
-    progress.start("compare with the DiT", len(timesteps))
-    for timestep in timesteps:
-        t = torch.tensor([timestep])
-        blocks, final = _dit_modulation(dit, t, labels)
-        our_blocks, our_final = _pixart_modulation(pixart, t)
-        rows.append(
-            {
-                "timestep": timestep,
-                "modulation": _relative(our_blocks, blocks),
-                "final": _relative(our_final, final),
-                "output": _relative(pixart(latents, t, text), dit(latents, t, labels)),
-            }
-        )
-        progress.advance("compare with the DiT", note=f"t={timestep} {rows[-1]['output']:.1e}")
-    progress.finish("compare with the DiT")
-    return rows
+    # All timesteps are one batch, so that each block is cast once.
+    t, count = torch.tensor(timesteps), len(timesteps)
+    latents, text, labels = latents.repeat(count, 1, 1, 1), text.repeat(count, 1, 1), labels.repeat(count)
+    progress.start(COMPARISON, 2 * config.num_layers)
+    theirs = _observe(dit, progress, latents, t, labels)
+    ours = _observe(pixart, progress, latents, t, text)
+    progress.finish(COMPARISON)
+    return [
+        {
+            "timestep": timestep,
+            "modulation": _relative(ours.modulation[row], theirs.modulation[row]),
+            "final": _relative(ours.final[row], theirs.final[row]),
+            "output": _relative(ours.output[row], theirs.output[row]),
+        }
+        for row, timestep in enumerate(timesteps)
+    ]
+
+
+class _Observed(NamedTuple):
+    """What a model computed for each timestep of a batch."""
+
+    modulation: Float[Tensor, "b depth 6 d"]
+    final: Float[Tensor, "b 2 d"]
+    output: Float[Tensor, "b out h w"]
+
+
+def _observe(
+    model: DiTTransformer | PixArtTransformer,
+    progress: Progress,
+    latents: Float[Tensor, "b c h w"],
+    t: Tensor,
+    condition: Tensor,
+) -> _Observed:
+    """Run `model` in float32, its parts one after another; `condition` is its labels or its caption."""
+    blocks: Any = model.transformer_blocks
+    modulation: list[Tensor] = []
+
+    def before_block(block: Any, inputs: tuple[Any, ...]) -> None:
+        modulation.append(block.modulation(inputs[1]))
+
+    def after_block(*_: object) -> None:
+        progress.advance(COMPARISON, note=f"block {len(modulation)} of {len(blocks)}")
+
+    with contextlib.ExitStack() as stack:
+        per_block = [m for m in model.modules() if isinstance(m, TimestepClassEmbedding)]
+        for part in {*blocks, *per_block}:
+            stack.enter_context(_float_while_called(part))
+        for block in blocks:
+            stack.callback(block.register_forward_pre_hook(before_block).remove)
+            stack.callback(block.register_forward_hook(after_block).remove)
+        frame = [p for name, p in model.named_parameters() if not name.startswith("transformer_blocks.")]
+        stack.enter_context(_as_float(frame))
+        output = model(latents, t, condition)
+        if isinstance(model, DiTTransformer):
+            _, embedding = model.conditions(t, condition)
+        else:
+            _, embedding = model.condition(t, None, None)
+        final = model.final_modulation(embedding)
+    return _Observed(torch.stack(modulation, dim=1), final, output)
+
+
+@contextlib.contextmanager
+def _as_float(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Float32 copies in the place of `parameters`, which come back at the end."""
+    stored = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter, data in zip(parameters, stored, strict=True):
+            parameter.data = data
+
+
+@contextlib.contextmanager
+def _float_while_called(module: nn.Module) -> Iterator[None]:
+    """Let `module` compute in float32 whenever it is called, holding float32 copies only that long."""
+    copies = contextlib.ExitStack()
+
+    def before(*_: object) -> None:
+        copies.enter_context(_as_float(list(module.parameters())))
+
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(copies.close)  # where the call failed
+        hooks.callback(module.register_forward_pre_hook(before).remove)
+        hooks.callback(module.register_forward_hook(lambda *_: copies.close()).remove)
+        yield
 
 
 def _without_class(dit: DiTTransformer) -> DiTTransformer:
@@ -75,23 +151,6 @@ def _without_class(dit: DiTTransformer) -> DiTTransformer:
         twin = DiTTransformer(dit.config)
     twin.load_state_dict(weights, strict=True, assign=True)
     return twin
-
-
-def _dit_modulation(
-    dit: DiTTransformer, t: Tensor, labels: Tensor
-) -> tuple[Float[Tensor, "depth 6 d"], Float[Tensor, "1 2 d"]]:
-    blocks: Any = dit.transformer_blocks
-    conditions, embedding = dit.conditions(t, labels)
-    own = [block.modulation(condition) for block, condition in zip(blocks, conditions, strict=True)]
-    return torch.cat(own), dit.final_modulation(embedding)
-
-
-def _pixart_modulation(
-    pixart: PixArtTransformer, t: Tensor
-) -> tuple[Float[Tensor, "depth 6 d"], Float[Tensor, "1 2 d"]]:
-    blocks: Any = pixart.transformer_blocks
-    condition, embedding = pixart.condition(t, None, None)
-    return torch.cat([block.modulation(condition) for block in blocks]), pixart.final_modulation(embedding)
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

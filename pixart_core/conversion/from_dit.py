@@ -43,7 +43,8 @@ def pixart_from_dit(
     """A PixArt that equals `dit` at `timestep`, whatever the caption (its cross-attention is silent).
 
     With the modulation that `dit` has, it equals `dit` at every timestep, and neither `timestep` nor
-    `shared_mlp` is used. What both have in common is shared with `dit`, not copied.
+    `shared_mlp` is used. What both have in common is shared with `dit`, not copied, and so of its type; all
+    that is computed or new is float32.
 
     Args:
         caption_channels: width of the text encoder's tokens.
@@ -157,10 +158,12 @@ def _set_shared_mlp(weights: dict[str, Tensor], dit: DiTTransformer, shared_mlp:
         if shared_mlp == "mean":
             total = torch.zeros_like(of_blocks[0], dtype=torch.float64)
             for tensor in of_blocks:
-                total += tensor
+                total += tensor.double()
             weights[name] = (total / len(of_blocks)).float()
+        elif shared_mlp == "first":
+            weights[name] = of_blocks[0].to(torch.float32, copy=True)
         else:
-            weights[name] = of_blocks[0].clone() if shared_mlp == "first" else torch.zeros_like(of_blocks[0])
+            weights[name] = torch.zeros_like(of_blocks[0], dtype=torch.float32)
 
 
 def _set_tables(

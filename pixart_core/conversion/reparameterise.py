@@ -21,7 +21,10 @@ ERRORS_FILE, ERRORS_PLOT = "reparameterisation.json", "reparameterisation.png"
 def reparameterise(
     step: ConvertStep, dit: DiTTransformer, facts: ModelFacts, folder: Path, progress: Progress
 ) -> tuple[PixArtTransformer, dict[str, Any]]:
-    """The PixArt of `dit` in float32, as `step` asks for it; `folder` gets its errors as numbers and picture.
+    """The PixArt of `dit` as `step` asks for it; `folder` gets its errors as numbers and picture.
+
+    Weights that both have stay as they are stored (mapped from a file, maybe in half precision) until they
+    are written; differences of weights are computed in float64.
 
     Returns:
         The model, and "reparameterisation" (rows of `measure_agreement`) and "notes" for the result.
@@ -29,8 +32,7 @@ def reparameterise(
     Raises:
         UserError: `caption_channels` is not what the text encoder says.
     """
-    # Differences of half-precision weights lose what is small.
-    dit, reason = with_definition(dit.float(), step.dit_definition)
+    dit, reason = with_definition(dit, step.dit_definition)
     pixart = pixart_from_dit(
         dit,
         caption_channels=_caption_channels(step, facts),
