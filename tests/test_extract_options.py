@@ -129,20 +129,6 @@ def test_parts_made_one_by_one_are_the_store_made_at_once(
     assert files(tmp_path / "out") == files(store)
 
 
-def test_text_is_made_where_no_vae_is_at_hand(data: Path, encoders: Path, tmp_path: Path) -> None:
-    gone = str(tmp_path / "gone")
-    run_extraction(make_step(data, encoders, only="text", vae=gone), tmp_path / "out", Silent())
-    with pytest.raises(UserError, match="gone"):
-        run_extraction(make_step(data, encoders, only="image", vae=gone), tmp_path / "out", Silent())
-    run_extraction(make_step(data, encoders, only="image"), tmp_path / "out", Silent())
-    run_extraction(make_step(data, encoders), tmp_path / "once", Silent())
-    assert files(tmp_path / "out") == files(tmp_path / "once")
-    with pytest.raises(UserError, match="multiples of 2"):
-        run_extraction(
-            make_step(data, encoders, only="text", aspect_buckets=[[33, 32]]), tmp_path / "odd", Silent()
-        )
-
-
 def test_images_added_later_add_shards_and_touch_none(data: Path, encoders: Path, tmp_path: Path) -> None:
     grown = write_pictures(tmp_path / "pictures", range(40))
     run_extraction(make_step(grown, encoders), tmp_path / "out", Silent())

@@ -11,6 +11,7 @@ from pixart_core.artifacts.manifest import ImageRecord, Manifest
 from pixart_core.data.buckets import assign_bucket, bucket_table
 from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import manifest_for
+from pixart_core.encoders.caption_match import other_shapes
 from pixart_core.encoders.caption_texts import CaptionTexts, IdLookup
 from pixart_core.encoders.vae import read_vae_downsampling
 from pixart_core.errors import UserError
@@ -72,6 +73,15 @@ class TrainingData:
         """Where it lies, for messages."""
         record = self.record(name)
         return record.path if record.member is None else f"{record.path}, {record.member}"
+
+    def tell_of_other_pictures(self, captions: Path, progress: Progress) -> None:
+        """Warn where `captions` seem to be of other data with the same names."""
+        count, known, example = other_shapes(captions, (self._records[int(n)] for n in self._kept))
+        if count:
+            progress.say(
+                f"{count} of {known} images have another shape than those that {captions} describes, e.g. "
+                f"{self.place(example)}: unless they were cropped since, these are captions of other data"
+            )
 
     def planned(self, tables: Tables) -> Iterator[PlannedImage]:
         """The images with their buckets, in the order of the manifest."""
