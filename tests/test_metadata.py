@@ -113,7 +113,7 @@ def test_rows_that_cannot_be_used_are_in_the_ledger_and_nothing_outside_is_read(
         "metadata.csv, row 10": ("no file_name", ""),
         "metadata.csv, row 11": ("names a file outside the data's folder", ""),
         "gone.png": ("named in metadata.csv, but is not there", ""),
-        "z.heic": ("named in metadata.csv, but is no image file that is read", ""),
+        "z.heic": ("format that is not read: convert it to .png or .jpg", ""),
     }
 
 
@@ -143,6 +143,7 @@ def test_broken_lines_of_json_are_named(tmp_path: Path) -> None:
             "holds metadata.jsonl and metadata.csv",
         ),
         ({"metadata.csv": b"filename,text\na.png,x"}, r"has no column file_name \(columns: filename, text\)"),
+        ({"metadata.csv": b"file_name,text,text\na.png,x,y"}, "has two columns 'text'; rename one of them"),
         ({"metadata.csv": b""}, r"has no column file_name \(columns: none\)"),
         ({"metadata.csv": b'file_name,text\na.png,"open\nb.png,x\n'}, "a quote in line 2 is not closed"),
         ({"metadata.csv": "file_name,text\na.png,x".encode("utf-16")}, "has no column file_name"),

@@ -73,6 +73,8 @@ def test_images_in_formats_that_are_not_read_are_told_and_not_passed_over(tmp_pa
     told = {row["path"]: row["reason"].partition(":")[0] for row in dropped}
     other = "format that is not read"
     assert told == {"c.heic": other, "d.SVG": other, "e.zip": "compressed archive", "t.tar/x.jxl": other}
+    (folder / "metadata.csv").write_text("file_name,text\na.png,x\nc.heic,y\n")
+    assert scan(folder, max_bad_fraction=1.0)[1] == dropped  # a row of the table tells no second time
     _, dropped = scan(f"{folder}/[a-d].*", max_bad_fraction=1.0)
     assert {"c.heic", "d.SVG"} <= {row["path"] for row in dropped}
 

@@ -120,6 +120,8 @@ class Walk:
         return found
 
     def _found(self, kind: Kind, path: str, name: str, entry: str, entries: dict[str, str]) -> Found:
+        # Of a file that cannot be used too: its row is not to be told as well.
+        row = _row_of(path, self._tables) if kind in ("image", "problem") else None
         if entry != "file":
             return Found("problem", path, entry)
         if kind == "problem":
@@ -130,7 +132,7 @@ class Walk:
         sides = tuple(
             (suffix, folder + side) for suffix, side in side_names(name) if entries.get(side) == "file"
         )
-        return Found("image", path, sides=sides, row=_row_of(path, self._tables))
+        return Found("image", path, sides=sides, row=row)
 
 
 def _entry_kind(entry: "os.DirEntry[str]") -> str:

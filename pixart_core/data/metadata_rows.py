@@ -127,6 +127,9 @@ class _CsvRows(_LineRows):
     def _read_header(self, record: Sequence[str]) -> None:
         self._columns = [name.removeprefix("\ufeff").strip() for name in record]
         _require_file_name(self._path, self._columns)
+        repeated = next((name for name in self._columns if self._columns.count(name) > 1), None)
+        if repeated is not None:
+            raise UserError(f"{self._path}: has two columns {repeated!r}; rename one of them")
 
     def _name(self, number: int) -> tuple[str | None, str | None]:
         """Of a broken row too, where it can be told: its image must not pass as one without a row."""
