@@ -70,6 +70,9 @@ def test_excluded_captions_and_those_of_images_that_are_gone_do_not_count(tmp_pa
     assert (result["captions"]["captions"], result["captions"]["total_nouns"]) == (1, 1)
     assert result["captions"]["left_out"] == 2
     assert any("2 left out, e.g. b: excluded (repeated)" in note for note in result["notes"])
+    (tmp_path / "captions.jsonl").write_text(row_line(rows[1]))
+    with pytest.raises(UserError, match=r"no captions \(0 without, 1 left out: b: excluded \(repeated\)\)"):
+        statistics(tmp_path)
 
 
 def test_a_field_of_the_samples_is_a_caption_too(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def run_caption_statistics(
     counter = CaptionCounter(step.tagger, step.spacy_model, tokens, step.num_proc)
     captions = _count(counter, now, step, tokens, progress)
     if not captions["captions"]:
-        raise UserError(f"{step.data}: holds no captions ({captions['without_caption']} without)")
+        raise _no_captions(str(step.data), captions)
     earlier = None if before is None else _count(counter, before, step, tokens, progress)
     if earlier is not None and not earlier["captions"]:
         if step.before is not None:
-            raise UserError(f"{step.before}: holds no captions ({earlier['without_caption']} without)")
+            raise _no_captions(str(step.before), earlier)
         notes.append("the images had no captions before")
         earlier = None
     result: dict[str, Any] = {
@@ -97,6 +97,13 @@ def _count(
         "left_out_example": tally.example,
         "tokens": tally.counts.token_statistics(tokens.max_tokens) if tokens else None,
     }
+
+
+def _no_captions(data: str, counted: Mapping[str, Any]) -> UserError:
+    left_out = (
+        f", {counted['left_out']} left out: {counted['left_out_example']}" if counted["left_out"] else ""
+    )
+    return UserError(f"{data}: holds no captions ({counted['without_caption']} without{left_out})")
 
 
 def _label(column: str | None, source: CaptionSource) -> str:
