@@ -129,7 +129,8 @@ class _Meter:
         self._progress.advance(_TASK, self._bytes // 10**6 - before // 10**6, f"{self._speed():.0f} MB/s")
 
     def told(self) -> str:
-        return f"checked {self.files} files, {self._bytes / 1e9:.3g} GB at {self._speed():.0f} MB/s"
+        size = f"{self._bytes / 1e9:.1f} GB" if self._bytes >= 10**9 else f"{self._bytes / 1e6:.1f} MB"
+        return f"checked {self.files} files, {size} at {self._speed():.0f} MB/s"
 
     def _speed(self) -> float:
         return self._bytes / 1e6 / max(time.perf_counter() - self._started, 1e-9)
