@@ -1,0 +1,38 @@
+"""GPUs that a plan can be made for: datasheet numbers, and assumed prices."""
+
+from typing import Literal, NamedTuple
+
+GpuName = Literal["V100", "A100", "H100", "H200", "RTX4090"]
+
+
+class Gpu(NamedTuple):
+    """One GPU.
+
+    Attributes:
+        model: what the numbers belong to.
+        flops: peak dense FLOP/s of the tensor cores in 16 bits with sums in 32, without sparsity (datasheet).
+        gigabytes: memory, 1e9 bytes.
+        watts: board power (datasheet).
+        price: USD an hour. An assumption, not a quotation.
+        price_source: what the assumption rests on.
+    """
+
+    model: str
+    flops: float
+    gigabytes: float
+    watts: float
+    price: float
+    price_source: str
+
+
+# The paper's 28,400 USD for 753 A100-days; it counts an A100 as 2.2 V100.
+_PAPER_PRICE = 28_400 / 753 / 24
+_RENTAL = "a round number for a rented one"
+
+GPUS: dict[str, Gpu] = {
+    "V100": Gpu("V100 SXM2 32 GB", 125e12, 32, 300, round(_PAPER_PRICE / 2.2, 2), "the paper's / 2.2"),
+    "A100": Gpu("A100 SXM 80 GB", 312e12, 80, 400, round(_PAPER_PRICE, 2), "the paper's $28,400 / 753 days"),
+    "H100": Gpu("H100 SXM 80 GB", 989.4e12, 80, 700, 2.50, _RENTAL),
+    "H200": Gpu("H200 SXM 141 GB", 989.4e12, 141, 700, 3.50, _RENTAL),
+    "RTX4090": Gpu("RTX 4090 24 GB", 165.2e12, 24, 450, 0.40, _RENTAL),
+}
