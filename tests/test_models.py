@@ -23,7 +23,7 @@ from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import sinusoid
 from pixart_core.models.files import load_config
-from pixart_core.recipe.estimate import parameters
+from pixart_core.recipe.model_counts import parameters
 from pixart_core.recipe.training import ModelOptions
 
 TIMESTEPS = torch.tensor([0, 500, 999])

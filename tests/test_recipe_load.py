@@ -9,9 +9,9 @@ import yaml
 from pixart_core.errors import UserError
 from pixart_core.recipe import find
 from pixart_core.recipe.document import dump_yaml, parse_document, parse_value
-from pixart_core.recipe.estimate import parameters
 from pixart_core.recipe.find import find_recipe
 from pixart_core.recipe.load import dump_recipe, load_recipe, select_step, step_from_options
+from pixart_core.recipe.model_counts import parameters
 from pixart_core.recipe.schema import (
     ConvertStep,
     EvaluateStep,

@@ -45,7 +45,7 @@ def apply_overrides(
 
 
 def locate_in_recipe(data: dict[str, Any], focus: str | None) -> Locate:
-    """Keys of a recipe: `step.field`, `command.field` if one step has it, `name`, `output`.
+    """Keys of a recipe: `step.field`, `command.field` if one step has it, `name`, `output`, `plan.field`.
 
     With `focus` (a step or command), a key that names no step is a field of that step.
     """
@@ -68,6 +68,8 @@ def locate_in_recipe(data: dict[str, Any], focus: str | None) -> Locate:
 
     def locate(parts: list[str]) -> tuple[Path, list[str]]:
         if len(parts) == 1 and parts[0] in ("name", "output"):
+            return (), parts
+        if len(parts) > 1 and parts[0] == "plan" and "plan" not in steps:
             return (), parts
         if parts[0] == "steps" and "steps" not in steps:
             parts = parts[1:]

@@ -20,6 +20,7 @@ from pixart_core.recipe.caption import CaptionStep
 from pixart_core.recipe.data import ShapesStep
 from pixart_core.recipe.encoders import EncodersStep
 from pixart_core.recipe.features import ExtractFeaturesStep
+from pixart_core.recipe.planning import PlanOptions
 from pixart_core.recipe.training import Positions, TrainStep
 
 
@@ -145,6 +146,10 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output: str | None = Field(None, description="Folder that gets one sub-folder a step; default runs/NAME.")
+    plan: PlanOptions = PlanOptions.model_validate({})
+    needs: dict[str, str] = Field(
+        default_factory=dict, description="Inputs that other commands make: path and command."
+    )
     steps: dict[StepName, Step] = Field(min_length=1)
 
     @model_validator(mode="after")
