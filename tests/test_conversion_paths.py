@@ -14,11 +14,11 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 from safetensors.torch import load_file, save_file
+from tiny_encoders import write_tiny_encoders
 from transformers import AutoTokenizer, T5EncoderModel
 from typer.testing import CliRunner
 
 from pixart_cli.app import app
-from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.models.files import load_transformer
 
 HEADS = f"num_attention_heads={original.HEADS}"
@@ -58,13 +58,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoders")
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    AutoencoderKL(latent_channels=4, block_out_channels=(32, 32), **kinds).save_pretrained(folder / "vae")
-    tokenizer = build_tokenizer(["a red circle"])
-    build_tiny_t5(len(tokenizer), width=original.CAPTION).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return folder
+    return write_tiny_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,14 @@ import numpy as np
 import original_layouts as original
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_encoders import write_tiny_encoders
 from typer.testing import CliRunner
 
 from pixart_cli.app import app
 from pixart_core.conversion.detect import load_any
 from pixart_core.conversion.info import describe
-from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.errors import UserError
 
 HEADS = f"num_attention_heads={original.HEADS}"
@@ -197,13 +196,7 @@ def pixart_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoders")
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    AutoencoderKL(latent_channels=4, block_out_channels=(32, 32), **kinds).save_pretrained(folder / "vae")
-    tokenizer = build_tokenizer(["a red circle"])
-    build_tiny_t5(len(tokenizer), width=original.CAPTION).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return folder
+    return write_tiny_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.mark.parametrize("to", ["pixart", "official", "diffusers"])

@@ -5,8 +5,8 @@ from pathlib import Path
 import original_layouts as original
 import pytest
 import torch
-from diffusers import AutoencoderKL
 from stores import write_tiny_store
+from tiny_encoders import write_tiny_encoders
 
 from pixart_cli.runners import RUNNERS
 from pixart_core.artifacts.card import Card, read_card
@@ -14,7 +14,6 @@ from pixart_core.artifacts.uncond import read_uncond, write_uncond
 from pixart_core.conversion.convert import run_conversion
 from pixart_core.conversion.detect import load_any
 from pixart_core.conversion.info import describe
-from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
 from pixart_core.progress import Silent
@@ -33,14 +32,7 @@ def convert(source: Path, to: str, output: Path, **options) -> dict:
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("encoders")
-    tokenizer = build_tokenizer(["a red circle"])
-    AutoencoderKL(block_out_channels=(4, 4), norm_num_groups=2, latent_channels=4).save_pretrained(
-        folder / "vae"
-    )
-    build_tiny_t5(len(tokenizer), width=original.CAPTION).save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
-    return str(folder)
+    return str(write_tiny_encoders(tmp_path_factory.mktemp("encoders")))
 
 
 @pytest.fixture
