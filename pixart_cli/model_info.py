@@ -39,7 +39,11 @@ def _print(console: Console, info: Mapping[str, Any]) -> None:
 
 def _rows(info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "source", str(info["source"])
-    yield "format", _joined(info.get("format"), info.get("container"))
+    own = info.get("format") == "pixart"
+    yield (
+        "format",
+        f"pixart {info['container']}" if own else _joined(info.get("format"), info.get("container")),
+    )
     if "bytes" in info:
         files = f" in {info['files']} files" if info["files"] > 1 else ""
         yield "size", f"{_size(info['bytes'])}{files}, {info['dtype']}"

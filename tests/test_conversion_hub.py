@@ -14,6 +14,7 @@ from diffusers import (
     PixArtTransformer2DModel,
 )
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 
 from pixart_core.artifacts.card import Card
 from pixart_core.conversion import encoder_folders
@@ -79,6 +80,25 @@ def test_a_model_is_fetched_without_its_encoders(tmp_path: Path, hub: Path) -> N
     # The card names the repository, not a folder of this machine's cache.
     facts = Card.read(tmp_path / "ours", "checkpoint").details["model"]
     assert (facts["vae"], facts["text_encoder"]) == (ID, ID)
+
+
+def test_half_precision_is_fetched_where_there_is_nothing_else(
+    tmp_path: Path, hub: Path, repository: Path, request: pytest.FixtureRequest
+) -> None:
+    folder, name = repository / "transformer", "diffusion_pytorch_model"
+    full, half = folder / f"{name}.safetensors", folder / f"{name}.fp16.safetensors"
+    save_file({key: tensor.half() for key, tensor in load_file(full).items()}, half)
+    request.addfinalizer(lambda: half.unlink(missing_ok=True))
+    convert("pixart", tmp_path / "full")
+    assert not (hub / "transformer" / half.name).exists()
+    shutil.rmtree(hub)
+    (hub / "vae").mkdir(parents=True)
+    (hub / "vae" / full.name).touch()  # an encoder that somebody fetched earlier is no model
+    request.addfinalizer(lambda: full.with_suffix(".away").rename(full))
+    full.rename(full.with_suffix(".away"))
+    convert("pixart", tmp_path / "half")
+    written = load_file(tmp_path / "half" / "transformer" / full.name)
+    assert all(torch.equal(tensor.half(), load_file(half)[key]) for key, tensor in written.items())
 
 
 def test_encoders_are_copied_from_the_hub_and_not_loaded(

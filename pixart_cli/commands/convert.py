@@ -70,8 +70,8 @@ def convert(
         flags = {field: f"--{field.replace('_', '-')}" for field in values} | {"source": "--from"}
         step = step_from_options(ConvertStep, values, overrides or [], flags)
         if dry_run and Path(source).exists():  # a hub id would be downloaded
-            from pixart_core.conversion.info import check_source
+            from pixart_core.conversion.prepare import prepare
 
-            check_source(step)
+            prepare(step)
         name = f"{name_of(source)}-{step.to}"
         execute("convert", step, output, name, as_json=as_json, dry_run=dry_run, long=("reparameterisation",))

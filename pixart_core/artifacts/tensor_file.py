@@ -14,11 +14,14 @@ from pixart_core.errors import UserError
 TYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> list[str]:
     """Write `tensors` as `dtype`; the file equals that of safetensors' `save_file`, byte for byte.
 
     `save_file` needs all tensors in their final type at once. Here one is cast, written and let go, so that
     weights that lie in a mapped file need no memory of their own.
+
+    Returns:
+        Names of the tensors with NaN or infinite values, which are written as they are.
 
     Raises:
         PixartError: the disk is full or the folder cannot be written; `path` is untouched.
@@ -33,10 +36,39 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype)
         offset = end
     head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     head += b" " * (-len(head) % 8)
+    not_finite: list[str] = []
     with staged_file(path) as partial, partial.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in sorted(tensors):
-            file.write(raw_bytes(cast(name, tensors[name], dtype)))
+            tensor = cast(name, tensors[name], dtype)
+            file.write(raw_bytes(tensor))
+            if not is_finite(tensor):
+                not_finite.append(name)
+    return not_finite
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    return bool(torch.isfinite(tensor).all())
+
+
+def check_plain(name: str, tensor: Tensor) -> None:
+    """Weights are real numbers one after another.
+
+    Raises:
+        UserError: `tensor` is something else.
+    """
+    what = None
+    if tensor.is_quantized:
+        what = "quantised"
+    elif tensor.layout != torch.strided or tensor.is_nested:
+        what = f"a {str(tensor.layout).removeprefix('torch.')} tensor"
+    elif tensor.is_meta:
+        what = "without values (on the meta device)"
+    elif not tensor.is_floating_point():
+        what = f"stored as {str(tensor.dtype).removeprefix('torch.')}"
+    if what is not None:
+        raise UserError(f"{name} is {what}, which are no weights; save it as a plain tensor of floats first")
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -48,13 +80,14 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` on the CPU as `dtype`; the same tensor if it is that already.
 
     Raises:
-        UserError: a finite value becomes infinite.
+        UserError: a finite value becomes infinite, or `tensor` is not plain.
     """
+    check_plain(name, tensor)
     tensor = tensor.detach().to("cpu")
     if tensor.dtype == dtype:
         return tensor
     result = tensor.to(dtype)
-    if not torch.isfinite(result).all() and not torch.equal(torch.isfinite(result), torch.isfinite(tensor)):
+    if not is_finite(result) and not torch.equal(torch.isfinite(result), torch.isfinite(tensor)):
         largest = tensor[torch.isfinite(tensor)].abs().max().item()
         short = str(dtype).removeprefix("torch.")
         raise UserError(

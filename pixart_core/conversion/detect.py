@@ -4,20 +4,21 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
-from pixart_core.conversion.infer import Hints, UntoldError, infer_config
-from pixart_core.conversion.official import Kind, from_original, read_positions
+from pixart_core.artifacts.tensor_file import check_plain
+from pixart_core.conversion.infer import KNOWN_HEADS, Hints, UntoldError, infer_config, read_patch_size
+from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING, Kind, from_original, read_positions
 from pixart_core.conversion.opened import EXPECTED, Opened, open_source
-from pixart_core.conversion.recognise import copied_blocks, other_model
+from pixart_core.conversion.recognise import NO_BASE, base_model, copied_blocks, other_model
 from pixart_core.errors import UserError
-from pixart_core.models.build import Transformer, build_transformer
+from pixart_core.models.build import Transformer
 from pixart_core.models.config import TransformerConfig
-from pixart_core.models.files import check_weights
+from pixart_core.models.files import empty_model
 
 NO_HINTS = Hints()
 SIGMA_TOKENS = 300
@@ -67,16 +68,18 @@ def load_any(
         UserError: see `open_source`; weights that are missing or left over; a config that neither
             the file nor `hints` tell.
     """
-    opened = open_source(source, hints.weights)
+    return load_opened(open_source(source, hints.weights), source, hints, dtype)
+
+
+def load_opened(opened: Opened, source: str | Path, hints: Hints, dtype: torch.dtype | None) -> Loaded:
+    """The rest of `load_any`."""
     found = understand(opened, hints)
-    with torch.device("meta"):
-        model = build_transformer(found.config)
-    check_weights(model, found.weights, opened.path)
+    model = empty_model(found.config, found.weights, opened.path)
     weights = {name: tensor.to(dtype or tensor.dtype) for name, tensor in found.weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     report = SourceReport(
         source=str(source),
-        format=f"{opened.format} ({opened.container})",
+        format=opened.layout,
         used=opened.used,
         dtype=dtypes(found.weights),
         y_embedding=found.y_embedding,
@@ -102,10 +105,8 @@ def understand(opened: Opened, hints: Hints) -> Understood:
         UserError: see `load_any`.
     """
     _refuse_others(opened)
-    integers = [name for name, tensor in opened.weights.items() if not tensor.is_floating_point()]
-    if integers:
-        kinds = dtypes({name: opened.weights[name] for name in integers})
-        raise UserError(f"{opened.path}: {integers[0]} is stored as {kinds}, which are no weights")
+    for name, tensor in opened.weights.items():
+        check_plain(f"{opened.path}: {name}", tensor)
     if opened.format == "diffusers":
         return _understand_diffusers(opened, hints)
     kind: Kind = "pixart" if opened.format == "official PixArt" else "dit"
@@ -113,20 +114,47 @@ def understand(opened: Opened, hints: Hints) -> Understood:
     positions, notes = _stored_positions(renamed.pos_embed, renamed.weights, opened, hints)
     if opened.has_ema:
         notes.append(f"the file has EMA and plain weights; the {opened.used} weights are used")
-    if renamed.y_embedding is not None and len(renamed.y_embedding) == SIGMA_TOKENS:
+    if renamed.y_embedding is not None and renamed.y_embedding.shape[:1] == (SIGMA_TOKENS,):
         notes.append(
             f"{SIGMA_TOKENS} caption tokens are PixArt-Sigma's, which goes with another VAE than "
             "PixArt-alpha: name it with vae"
         )
     config = _checked_config(renamed.weights, positions, opened, hints)
+    _check_y_embedding(renamed.y_embedding, config, opened)
     return Understood(config, renamed.weights, renamed.y_embedding, notes)
+
+
+def untold(opened: Opened) -> tuple[Hints, list[str]]:
+    """(any values for what a bare file does not tell, so that the rest can be read; the names of these)."""
+    projection = opened.weights.get("pos_embed.proj.weight", opened.weights.get("x_embedder.proj.weight"))
+    if opened.config is not None or projection is None or projection.ndim != 4:
+        return NO_HINTS, []
+    width, patch = projection.shape[0], projection.shape[-1]
+    changes: dict[str, Any] = {}
+    if not any(name in opened.weights for name in (POS_EMBED, "pos_embed.pos_embed")):
+        changes["sample_size"] = 32 * patch
+    if width not in KNOWN_HEADS:
+        changes["num_attention_heads"] = 1
+    return Hints(**changes), list(changes)
 
 
 def _understand_diffusers(opened: Opened, hints: Hints) -> Understood:
     weights = dict(opened.weights)
     positions, notes = _stored_positions(weights.pop("pos_embed.pos_embed", None), weights, opened, hints)
     config = _checked_config(weights, positions, opened, hints)
+    _check_y_embedding(opened.y_embedding, config, opened)
     return Understood(config, weights, opened.y_embedding, notes)
+
+
+def _check_y_embedding(found: Tensor | None, config: TransformerConfig, opened: Opened) -> None:
+    """A learned unconditional caption has tokens as wide as the text encoder's."""
+    if found is None or config.conditioning == "class":
+        return
+    if found.ndim != 2 or not len(found) or found.shape[1] != config.caption_channels:
+        raise UserError(
+            f"{opened.path}: {Y_EMBEDDING} (the learned unconditional caption) has shape "
+            f"{tuple(found.shape)}, expected (tokens, {config.caption_channels})"
+        )
 
 
 def _stored_positions(
@@ -137,11 +165,11 @@ def _stored_positions(
     Raises:
         UserError: `hints` say something else than the table, or the table is no grid's and they say nothing.
     """
-    projection = weights.get("pos_embed.proj.weight")
-    if table is None or projection is None:
+    patch_size = read_patch_size(weights, opened.path)
+    if table is None:
         return None, []
     try:
-        positions = read_positions(table, projection.shape[-1], opened.path)
+        positions = read_positions(table, patch_size, opened.path)
     except UntoldError:
         if hints.sample_size is None:
             raise
@@ -197,9 +225,12 @@ def _same_positions(positions: tuple[int, float], config: TransformerConfig) -> 
 
 def _refuse_others(opened: Opened) -> None:
     if opened.format == "official PixArt ControlNet":
+        copies = f"{copied_blocks(opened.weights)} copied blocks"
+        if not base_model(opened.weights):
+            raise UserError(f"{opened.path} is an official PixArt ControlNet: {copies} {NO_BASE}")
         raise UserError(
-            f"{opened.path} is an official PixArt ControlNet: a base model and "
-            f"{copied_blocks(opened.weights)} copied blocks; weights=base converts the base model alone"
+            f"{opened.path} is an official PixArt ControlNet: a base model and {copies}; weights=base "
+            "converts the base model alone"
         )
     if opened.format == "LoRA adapter":
         raise UserError(

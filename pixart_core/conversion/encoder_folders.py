@@ -1,15 +1,16 @@
 """Put a VAE, a text encoder and a tokenizer into a pipeline folder: local ones are copied file by file."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from pixart_core.artifacts.json_file import read_json
 from pixart_core.encoders.pretrained import loading, locate
 from pixart_core.errors import UserError
 
+CONFIG, EXPECTED = "config.json", "expected the folder of a VAE or text encoder"
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -29,7 +30,7 @@ def read_config(source: str, part: str) -> dict[str, Any] | None:
         UserError: a local folder without one, or a damaged one.
     """
     folder = _local(source, part)
-    return None if folder is None else _read_json(folder / "config.json")
+    return None if folder is None else read_json(folder / CONFIG, EXPECTED)
 
 
 def text_width(config: dict[str, Any]) -> int | None:
@@ -50,7 +51,7 @@ def put_vae(source: str, folder: Path) -> dict[str, Any]:
         _copy(local, folder, WEIGHT_FILES)
     else:
         load_vae(source).save_pretrained(folder)
-    return _read_json(folder / "config.json")
+    return read_json(folder / CONFIG, EXPECTED)
 
 
 def put_text_encoder(source: str, encoder: Path, tokenizer: Path) -> tuple[str, str, dict[str, Any]]:
@@ -73,7 +74,7 @@ def put_text_encoder(source: str, encoder: Path, tokenizer: Path) -> tuple[str, 
         loaded = load_text_encoder(source)
         loaded.model.save_pretrained(encoder)
         loaded.tokenizer.save_pretrained(tokenizer)
-        config, name = _read_json(encoder / "config.json"), _in_transformers(loaded.model)
+        config, name = read_json(encoder / CONFIG, EXPECTED), _in_transformers(loaded.model)
         tokenizer_class = _in_transformers(loaded.tokenizer)
     return name, tokenizer_class, config
 
@@ -136,9 +137,9 @@ def _local(source: str, part: str) -> Path | None:
 def _files(source: str, part: str) -> tuple[Path | None, dict[str, Any]]:
     """The folder of `part`, downloaded if need be, and its config; (None, {}) where only loading helps."""
     folder = _local(source, part) or _downloaded(source, part)
-    if folder is None or not (folder / "config.json").is_file():
+    if folder is None or not (folder / CONFIG).is_file():
         return None, {}
-    return folder, _read_json(folder / "config.json")
+    return folder, read_json(folder / CONFIG, EXPECTED)
 
 
 def _downloaded(source: str, part: str) -> Path | None:
@@ -173,14 +174,6 @@ def _has_weights(folder: Path) -> bool:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is truncated or no safetensors file: {error}") from error
     return bool(files)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return value
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:

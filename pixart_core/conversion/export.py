@@ -8,13 +8,14 @@ from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.artifacts.publish import staged_file
-from pixart_core.artifacts.tensor_file import cast
+from pixart_core.artifacts.tensor_file import cast, is_finite
 from pixart_core.conversion.from_dit import NORM_EPS
 from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING, Kind, position_table, to_original
 from pixart_core.conversion.opened import OWN_ENTRY
 from pixart_core.errors import PixartError, UserError
 from pixart_core.models.build import Transformer
 from pixart_core.models.dit import DiTTransformer
+from pixart_core.models.files import not_finite_notes
 
 PIXART_FILE = "pixart.pth"
 DIT_FILE = "dit.pt"
@@ -42,7 +43,7 @@ def write_official(
     kind: Kind = "dit" if isinstance(model, DiTTransformer) else "pixart"
     notes: list[str] = []
     if isinstance(model, DiTTransformer):
-        _check_dit(model)
+        check_dit(model)
     weights = to_original(kind, model.state_dict())
     config = model.config
     table = position_table(config.width, config.sample_size, config.patch_size, config.interpolation_scale)
@@ -63,6 +64,7 @@ def write_official(
     own = facts.to_details() | {"config": config.to_diffusers()}
     own["model"]["label_names"] = list(facts.label_names)
     content = {name: _alone(cast(name, weights.pop(name), dtype)) for name in list(weights)}
+    notes += not_finite_notes([name for name, tensor in content.items() if not is_finite(tensor)])
     path = folder / (PIXART_FILE if kind == "pixart" else DIT_FILE)
     container = {"state_dict": content} if kind == "pixart" else {"model": content, "ema": content}
     _save(container | {OWN_ENTRY: own}, path)
@@ -86,7 +88,12 @@ def _save(content: dict[str, Any], path: Path) -> None:
             raise PixartError(f"cannot write {path}: {reason}") from error
 
 
-def _check_dit(model: DiTTransformer) -> None:
+def check_dit(model: DiTTransformer) -> None:
+    """Refuse what `dit.pt` cannot hold.
+
+    Raises:
+        UserError: the original code would compute something else.
+    """
     config = model.config
     if config.timestep_freq_shift != 0:
         raise UserError(

@@ -56,18 +56,9 @@ def pixart_from_dit(
     Raises:
         UserError: `dit` cannot be written with this modulation.
     """
-    exact = keeps_modulation(dit, modulation)
-    config = dataclasses.replace(
-        dit.config,
-        conditioning="text",
-        modulation=modulation,
-        caption_channels=caption_channels,
-        timestep_freq_shift=dit.config.timestep_freq_shift if exact else 0,
-        embedders="shared",
-        mlp_norm_eps=dit.config.mlp_norm_eps if exact else NORM_EPS,
-    )
+    config = config_from_dit(dit, caption_channels=caption_channels, modulation=modulation)
     weights = _new(config, seed) | _kept(dit, modulation)
-    if exact:
+    if dit.config.modulation == modulation:
         _fold_class(weights, dit, modulation, class_condition)
     else:
         _set_shared_mlp(weights, dit, shared_mlp)
@@ -77,6 +68,26 @@ def pixart_from_dit(
     assert isinstance(pixart, PixArtTransformer)
     pixart.load_state_dict(weights, strict=True, assign=True)
     return pixart.requires_grad_(True)
+
+
+def config_from_dit(
+    dit: DiTTransformer, *, caption_channels: int, modulation: Modulation
+) -> TransformerConfig:
+    """That of `pixart_from_dit`.
+
+    Raises:
+        UserError: `dit` cannot be written with this modulation.
+    """
+    exact = keeps_modulation(dit, modulation)
+    return dataclasses.replace(
+        dit.config,
+        conditioning="text",
+        modulation=modulation,
+        caption_channels=caption_channels,
+        timestep_freq_shift=dit.config.timestep_freq_shift if exact else 0,
+        embedders="shared",
+        mlp_norm_eps=dit.config.mlp_norm_eps if exact else NORM_EPS,
+    )
 
 
 def keeps_modulation(dit: DiTTransformer, modulation: Modulation) -> bool:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from pixart_core.errors import UserError
 from pixart_core.models.config import TransformerConfig
+from pixart_core.models.files import BLOCKS, count_blocks
 from pixart_core.sizes import SIZES
 
+PATCHES = "pos_embed.proj.weight"
 # Heads of the published sizes (S, B, L, XL), by width; shapes alone do not tell them.
 KNOWN_HEADS = {
     size.num_attention_heads * size.attention_head_dim: size.num_attention_heads for size in SIZES.values()
@@ -52,11 +54,12 @@ def infer_config(
     Raises:
         UserError: no PixArt or DiT weights (`UntoldError`: something that neither file nor hints tell).
     """
+    patch_size = read_patch_size(weights, source)
     try:
-        width, in_channels, patch_size, _ = weights["pos_embed.proj.weight"].shape
+        width, in_channels = weights[PATCHES].shape[:2]
         single = "adaln_single.linear.weight" in weights
         out = weights["proj_out.weight" if single else "proj_out_2.weight"].shape[0]
-    except (KeyError, ValueError) as error:
+    except (KeyError, IndexError) as error:
         raise UserError(f"{source}: not the weights of a PixArt or DiT ({error})") from error
     sample_size, scale = _positions(source, positions, hints)
     heads = hints.num_attention_heads or KNOWN_HEADS.get(width)
@@ -66,13 +69,12 @@ def infer_config(
         )
     if width % heads:
         raise UserError(f"{source}: {heads} heads do not divide the width {width}")
-    names = [name.split(".")[1] for name in weights if name.startswith("transformer_blocks.")]
     fields: dict[str, Any] = {
         "num_attention_heads": heads,
         "attention_head_dim": width // heads,
         "in_channels": in_channels,
         "out_channels": out // patch_size**2,
-        "num_layers": max(map(int, names), default=-1) + 1,
+        "num_layers": count_blocks(weights, BLOCKS, source),
         "patch_size": patch_size,
         "sample_size": sample_size,
         "interpolation_scale": scale,
@@ -86,8 +88,26 @@ def infer_config(
                 use_additional_conditions=any("resolution_embedder" in name for name in weights),
             )
         return TransformerConfig(**fields, conditioning="class", **_class_fields(weights))
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{source}: {error}") from error
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise UserError(f"{source}: not the weights of a PixArt or DiT ({error})") from error
+
+
+def read_patch_size(weights: Mapping[str, Tensor], source: object) -> int:
+    """Side of a patch, from the projection of patches.
+
+    Raises:
+        UserError: no such projection, or of a shape that is none.
+    """
+    projection = weights.get(PATCHES)
+    if projection is None:
+        raise UserError(f"{source}: not the weights of a PixArt or DiT ('{PATCHES}')")
+    shape = tuple(projection.shape)
+    if len(shape) != 4 or 0 in shape or shape[2] != shape[3]:
+        raise UserError(
+            f"{source}: the projection of patches (x_embedder.proj.weight, {PATCHES}) has shape {shape}, "
+            "expected (width, channels, patch, patch)"
+        )
+    return shape[2]
 
 
 def _positions(source: object, found: tuple[int, float] | None, hints: Hints) -> tuple[int, float]:

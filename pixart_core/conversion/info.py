@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pixart_core.conversion.detect import NO_HINTS, Understood, dtypes, understand
-from pixart_core.conversion.infer import KNOWN_HEADS, Hints
+from pixart_core.conversion.detect import Understood, dtypes, understand, untold
 from pixart_core.conversion.info_folders import (
     card_progress,
     missing_parts,
@@ -21,15 +19,14 @@ from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING
 from pixart_core.conversion.opened import Opened, open_source
 from pixart_core.conversion.recognise import (
     CONTROLNET_COPIES,
+    NO_BASE,
     base_model,
     copied_blocks,
     other_model,
     recognise,
 )
 from pixart_core.errors import UserError
-from pixart_core.models.build import build_transformer
-from pixart_core.models.files import check_weights
-from pixart_core.recipe.schema import ConvertStep
+from pixart_core.models.files import empty_model
 
 # Parts of a model and what its names (ours) begin with or contain; the first that fits counts.
 PARTS = (
@@ -75,28 +72,15 @@ def describe(source: str | Path) -> dict[str, Any]:
     return info | _model(opened)
 
 
-def check_source(step: ConvertStep) -> None:
-    """Whether `step` could read its source, as far as names and headers tell.
-
-    Raises:
-        UserError: it could not, or needs options that `step` leaves out.
-    """
-    info = describe(str(step.source))
-    if info["problems"]:
-        raise UserError(f"{step.source}: {info['problems'][0]}")
-    untold = [name for name in info.get("unknown", ()) if getattr(step, name) is None]
-    if untold:
-        raise UserError(f"{step.source} does not tell {' and '.join(untold)}; give {'=, '.join(untold)}=")
-
-
 def _unfinished(progress: dict[str, Any], weights: Path | None) -> dict[str, Any]:
-    info: dict[str, Any] = {"format": "diffusers", "problems": []}
+    info: dict[str, Any] = {"problems": []}
     if weights is not None:
         opened = open_source(weights)
         info = _container(opened) | _model(opened)
     steps = f"{progress['steps']} of {progress.get('max_train_steps', '?')} steps"
     told = f"the training has not finished ({steps}); run it again to continue it"
     return info | {
+        "format": "pixart",
         "container": "unfinished training",
         "weights_used": "ema",
         "trained": progress,
@@ -106,7 +90,8 @@ def _unfinished(progress: dict[str, Any], weights: Path | None) -> dict[str, Any
 
 def _container(opened: Opened) -> dict[str, Any]:
     return {
-        "format": opened.format,
+        # Ours has diffusers' names, and may be of a kind that diffusers has no class for.
+        "format": "pixart" if opened.container == "checkpoint" else opened.format,
         "container": opened.container,
         "files": len(opened.files),
         "bytes": sum(file.stat().st_size for file in opened.files),
@@ -123,8 +108,8 @@ def _container(opened: Opened) -> dict[str, Any]:
 def _controlnet(opened: Opened) -> dict[str, Any]:
     base = base_model(opened.weights)
     inner = dataclasses.replace(opened, weights=base, format=recognise(base))
-    told = _model(inner) if base else {"problems": []}
     count = copied_blocks(opened.weights)
+    told: dict[str, Any] = _model(inner) if base else {"problems": [f"{count} copied blocks {NO_BASE}"]}
     expected = ["0.before_proj", *(f"{index}.after_proj" for index in range(count))]
     names = [f"{CONTROLNET_COPIES}{module}.{p}" for module in expected for p in ("weight", "bias")]
     absent = [name for name in names if name not in opened.weights] + ([] if base else ["base_model"])
@@ -150,11 +135,10 @@ def _lora(opened: Opened) -> dict[str, Any]:
 
 
 def _model(opened: Opened) -> dict[str, Any]:
-    hints, unknown = _placeholders(opened)
+    hints, unknown = untold(opened)
     try:
         found = understand(opened, hints)
-        with torch.device("meta"):
-            check_weights(build_transformer(found.config), found.weights, opened.path)
+        empty_model(found.config, found.weights, opened.path)
     except UserError as error:
         return {"problems": [str(error)], "parameters_total": _count(opened.weights)}
     parameters = count_parts(found.weights)
@@ -165,20 +149,6 @@ def _model(opened: Opened) -> dict[str, Any]:
         "parameters_total": sum(parameters.values()),
         "uncond_embedding": None if found.y_embedding is None else list(found.y_embedding.shape),
     } | _config(opened, found, unknown)
-
-
-def _placeholders(opened: Opened) -> tuple[Hints, list[str]]:
-    """Any values for what a bare file does not tell, so that the rest can be, and the names of these."""
-    projection = opened.weights.get("pos_embed.proj.weight", opened.weights.get("x_embedder.proj.weight"))
-    if opened.config is not None or projection is None or projection.ndim != 4:
-        return NO_HINTS, []
-    width, patch = projection.shape[0], projection.shape[-1]
-    changes: dict[str, Any] = {}
-    if not any(name in opened.weights for name in (POS_EMBED, "pos_embed.pos_embed")):
-        changes["sample_size"] = 32 * patch
-    if width not in KNOWN_HEADS:
-        changes["num_attention_heads"] = 1
-    return Hints(**changes), list(changes)
 
 
 def _config(opened: Opened, found: Understood, unknown: list[str]) -> dict[str, Any]:

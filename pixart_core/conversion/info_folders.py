@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pixart_core.artifacts.card import CARD, read_card
+from pixart_core.artifacts.json_file import read_json
 from pixart_core.artifacts.uncond import UNCOND
 from pixart_core.conversion.encoder_folders import read_config
 from pixart_core.conversion.official import POS_EMBED, Y_EMBEDDING
 from pixart_core.conversion.opened import PIPELINE_INDEX, Opened
 from pixart_core.conversion.resize import RELEASED_VAE, RELEASED_VAE_FACTOR
-from pixart_core.conversion.transformer_folder import read_json
 from pixart_core.errors import UserError
 from pixart_core.training.state import saved_states
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pixart_core.conversion.infer import UntoldError
 from pixart_core.errors import UserError
 from pixart_core.models.embeddings import sincos_positions
+from pixart_core.models.files import BLOCKS, count_blocks, some_of
 
 Kind = Literal["pixart", "dit"]
 POS_EMBED = "pos_embed"
@@ -108,12 +109,6 @@ def original_kind(names: Iterable[str]) -> Kind | None:
     return None
 
 
-def count_blocks(names: Mapping[str, object], prefix: str = "blocks.") -> int:
-    """Highest block number among `names`, plus one."""
-    numbers = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
-    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
-
-
 def from_original(kind: Kind, weights: Mapping[str, Tensor], source: object) -> Renamed:
     """Original names to ours. Every entry is used.
 
@@ -124,7 +119,7 @@ def from_original(kind: Kind, weights: Mapping[str, Tensor], source: object) -> 
     missing: list[str] = []
     renamed: dict[str, Tensor] = {}
     micro_conditions = any(name.startswith(("csize_embedder.", "ar_embedder.")) for name in weights)
-    for rule in rules(kind, count_blocks(weights), micro_conditions):
+    for rule in rules(kind, count_blocks(weights, "blocks.", source), micro_conditions):
         for parameter in rule.parameters:
             name = f"{rule.original}.{parameter}"
             tensor = left.pop(name, None)
@@ -141,7 +136,7 @@ def from_original(kind: Kind, weights: Mapping[str, Tensor], source: object) -> 
     if kind == "pixart":
         y_embedding = left.pop(Y_EMBEDDING, None)
     problems = [
-        f"{what}: {', '.join(sorted(names)[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        f"{what}: {some_of(sorted(names))}"
         for what, names in (("missing", missing), ("left over", list(left)))
         if names
     ]
@@ -156,7 +151,7 @@ def to_original(kind: Kind, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     left = dict(weights)
     micro_conditions = "adaln_single.emb.resolution_embedder.linear_1.weight" in weights
     renamed: dict[str, Tensor] = {}
-    for rule in rules(kind, count_blocks(weights, "transformer_blocks."), micro_conditions):
+    for rule in rules(kind, count_blocks(weights, BLOCKS, "the model"), micro_conditions):
         for parameter in rule.parameters:
             parts = [left.pop(f"{ours}.{parameter}".lstrip(".")) for ours in rule.ours]
             renamed[f"{rule.original}.{parameter}"] = torch.cat(parts) if len(parts) > 1 else parts[0]

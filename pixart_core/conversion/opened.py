@@ -10,10 +10,18 @@ from torch import Tensor
 
 from pixart_core.artifacts.card import Card, read_card
 from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, facts_of, read_checkpoint_card
+from pixart_core.artifacts.json_file import read_json
 from pixart_core.artifacts.uncond import UNCOND, read_uncond
 from pixart_core.conversion.official import Y_EMBEDDING
-from pixart_core.conversion.recognise import CONTROLNET_BASE, Format, base_model, recognise
-from pixart_core.conversion.transformer_folder import find_weights, read_json, read_transformer_config
+from pixart_core.conversion.recognise import (
+    CONTROLNET_BASE,
+    NO_BASE,
+    Format,
+    base_model,
+    copied_blocks,
+    recognise,
+)
+from pixart_core.conversion.transformer_folder import find_weights, read_transformer_config
 from pixart_core.conversion.weight_files import WeightFile, read_weight_file
 from pixart_core.errors import UserError
 from pixart_core.models.files import CONFIG
@@ -30,6 +38,7 @@ EXPECTED = (
 )
 # The model of a repository, not its encoders: those are fetched where a pipeline is written.
 _HUB_FILES = ["*.json", f"{TRANSFORMER}/*", UNCOND, "diffusion_pytorch_model*"]
+_HALF_FILES = ["*.fp16.*", "*.fp16-*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +70,12 @@ class Opened:
     y_embedding: Tensor | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts_stored: bool = False
+
+    @property
+    def layout(self) -> str:
+        """Format and container in words."""
+        own = self.container == "checkpoint"
+        return "pixart checkpoint" if own else f"{self.format} ({self.container})"
 
 
 def open_source(source: str | Path, which: str = "ema") -> Opened:
@@ -141,10 +156,19 @@ def _downloaded(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source, allow_patterns=_HUB_FILES, ignore_patterns=["*.fp16.*"]))
+        folder = Path(snapshot_download(source, allow_patterns=_HUB_FILES, ignore_patterns=_HALF_FILES))
+        if not _has_weights(folder):  # there may be half precision alone
+            folder = Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+        return folder
     except Exception as error:  # the hub raises many kinds; all mean that the id did not work
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise UserError(f"{source} is no local path and could not be had from the hub ({reason})") from error
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a transformer's weights are there; those of encoders may be, from an earlier download."""
+    files = [*folder.glob("*"), *(folder / TRANSFORMER).glob("*")]
+    return any(file.suffix in (".safetensors", ".bin") and file.name != UNCOND for file in files)
 
 
 def _with_hub_encoders(opened: Opened, source: str) -> ModelFacts:
@@ -160,7 +184,9 @@ def _open_file(path: Path, which: str) -> Opened:
     used = "ema" if weights is file.ema else "model"
     kind = recognise(weights)
     if kind == "official PixArt ControlNet" and which == "base":
-        weights = base_model(weights)
+        copies, weights = copied_blocks(weights), base_model(weights)
+        if not weights:
+            raise UserError(f"{path} is an official PixArt ControlNet: {copies} copied blocks {NO_BASE}")
         kind, used = recognise(weights), "base"
     own = file.extra.get(OWN_ENTRY)
     own = own if isinstance(own, dict) else {}
@@ -189,7 +215,7 @@ def _file_facts(kind: Format, weights: Mapping[str, Tensor]) -> ModelFacts:
     """Those of the released weights; a file without the learned caption can only be given the empty one."""
     prefix = CONTROLNET_BASE if kind == "official PixArt ControlNet" else ""
     learned = weights.get(prefix + Y_EMBEDDING)
-    if learned is None or learned.ndim != 2:
+    if learned is None or learned.ndim != 2 or not len(learned):
         return ModelFacts(uncond="empty")
     return ModelFacts(uncond="learned", max_tokens=len(learned))
 

@@ -14,7 +14,7 @@ from pixart_core.conversion.encoder_folders import put_text_encoder, put_vae, te
 from pixart_core.errors import UserError
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.dit import DiTTransformer
-from pixart_core.models.files import CONFIG, MAX_SHARD_SIZE, save_transformer
+from pixart_core.models.files import CONFIG, MAX_SHARD_SIZE, not_finite_notes, save_transformer
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.sampling.schedulers import build_scheduler
 
@@ -32,7 +32,7 @@ def write_pipeline(
     y_embedding: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     max_shard_size: int | str = MAX_SHARD_SIZE,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     """Write every part of the pipeline but the card.
 
     Args:
@@ -41,24 +41,20 @@ def write_pipeline(
         y_embedding: kept beside the pipeline, so that a way back to the official file stays lossless.
 
     Returns:
-        Details for the card: "model" (facts, encoders "." meaning this folder), "size".
+        Details for the card: "model" (facts, encoders "." meaning this folder), "size"; notes for the user.
 
     Raises:
         UserError: encoders that are not to be had or do not fit the model.
     """
     config = model.config
     vae_config = put_vae(vae, folder / "vae")
-    _check_vae(vae, vae_config, config)
+    check_encoders(config, vae, vae_config, text_encoder, None)
     encoder_class, tokenizer_class, text_config = put_text_encoder(
         text_encoder, folder / "text_encoder", folder / "tokenizer"
     )
-    width = text_width(text_config)
-    if width is not None and width != config.caption_channels:
-        raise UserError(
-            f"text encoder {text_encoder} has tokens of width {width}, but the model was made for "
-            f"{config.caption_channels}"
-        )
-    save_transformer(config, model.state_dict(), folder / TRANSFORMER, dtype, max_shard_size)
+    check_encoders(config, vae, None, text_encoder, text_config)
+    place = folder / TRANSFORMER
+    not_finite = save_transformer(config, model.state_dict(), place, dtype, max_shard_size)
     build_scheduler("dpm-solver", facts.prediction_type).save_pretrained(folder / "scheduler")
     if y_embedding is not None:
         write_uncond(folder, y_embedding)
@@ -67,7 +63,7 @@ def write_pipeline(
     write_json(folder / "model_index.json", _model_index(encoder_class, tokenizer_class))
     inside = dataclasses.replace(facts, vae=".", text_encoder=".")
     size = {"sample_size": config.sample_size, "height": pixels, "width": pixels}
-    return inside.to_details() | {"size": size}
+    return inside.to_details() | {"size": size}, not_finite_notes(not_finite)
 
 
 def write_dit_folder(
@@ -90,7 +86,30 @@ def write_dit_folder(
     Raises:
         UserError: the class cannot compute what this model computes.
     """
-    config, notes = model.config, []
+    config = model.config
+    notes = check_dit_folder(config, force=force)
+    weights = dict(model.state_dict())
+    if config.embedders == "shared":
+        names = [name for name in weights if name.startswith("emb.")]
+        for name in names:
+            tensor = weights.pop(name)
+            for index in range(config.num_layers):
+                weights[f"transformer_blocks.{index}.norm1.{name}"] = tensor
+    config = dataclasses.replace(config, embedders="per_block", timestep_freq_shift=1)
+    notes += not_finite_notes(save_transformer(config, weights, folder / TRANSFORMER, dtype, max_shard_size))
+    # Our entry is not needed here (its values are the class's own), and diffusers would warn about it.
+    plain = {name: value for name, value in config.to_diffusers().items() if name != "pixart"}
+    write_json(folder / TRANSFORMER / CONFIG, plain)
+    return notes
+
+
+def check_dit_folder(config: TransformerConfig, *, force: bool) -> list[str]:
+    """Refuse what `write_dit_folder` cannot hold; returns notes for the user.
+
+    Raises:
+        UserError: diffusers' class cannot compute what this model computes.
+    """
+    notes = []
     if config.timestep_freq_shift != 1:
         if not force:
             raise UserError(
@@ -104,19 +123,29 @@ def write_dit_folder(
         )
     if config.interpolation_scale != 1:
         raise UserError("diffusers' DiTTransformer2DModel has no position scale; this DiT's is not 1")
-    weights = dict(model.state_dict())
-    if config.embedders == "shared":
-        names = [name for name in weights if name.startswith("emb.")]
-        for name in names:
-            tensor = weights.pop(name)
-            for index in range(config.num_layers):
-                weights[f"transformer_blocks.{index}.norm1.{name}"] = tensor
-    config = dataclasses.replace(config, embedders="per_block", timestep_freq_shift=1)
-    save_transformer(config, weights, folder / TRANSFORMER, dtype, max_shard_size)
-    # Our entry is not needed here (its values are the class's own), and diffusers would warn about it.
-    plain = {name: value for name, value in config.to_diffusers().items() if name != "pixart"}
-    write_json(folder / TRANSFORMER / CONFIG, plain)
     return notes
+
+
+def check_encoders(
+    config: TransformerConfig,
+    vae: str,
+    vae_config: dict[str, Any] | None,
+    text_encoder: str,
+    text_config: dict[str, Any] | None,
+) -> None:
+    """Refuse encoders that do not fit the model; a config that is not at hand (None) passes.
+
+    Raises:
+        UserError: another number of channels, or a VAE that PixArtAlphaPipeline would use wrongly.
+    """
+    if vae_config is not None:
+        _check_vae(vae, vae_config, config)
+    width = text_width(text_config) if text_config else None
+    if width is not None and width != config.caption_channels:
+        raise UserError(
+            f"text encoder {text_encoder} has tokens of width {width}, but the model was made for "
+            f"{config.caption_channels}"
+        )
 
 
 def _check_vae(vae: str, vae_config: dict[str, Any], config: TransformerConfig) -> None:

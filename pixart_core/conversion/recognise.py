@@ -16,6 +16,7 @@ Format = Literal[
     "another model",
 ]
 CONTROLNET_BASE, CONTROLNET_COPIES = "base_model.", "controlnet."
+NO_BASE = "without the base model that they belong to: there is nothing to convert"
 _DIFFUSERS = ("pos_embed.proj.", "adaln_single.", "caption_projection.", ".norm1.emb.", "proj_out_2.")
 _LORA = ("lora_A", "lora_B", "lora_down", "lora_up", "lora.down", "lora.up", "lora_embedding")
 # A part of a name that only this model has. First match counts.
@@ -71,6 +72,6 @@ def base_model(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def copied_blocks(names: Iterable[str]) -> int:
-    """Blocks that a ControlNet copied: the highest number of `controlnet.{j}.`, plus one."""
-    numbers = [name.split(".")[1] for name in names if name.startswith(CONTROLNET_COPIES)]
-    return max((int(number) for number in numbers if number.isdigit()), default=-1) + 1
+    """Blocks that a ControlNet copied: how many different numbers `controlnet.{j}.` has."""
+    numbers = {name.split(".")[1] for name in names if name.startswith(CONTROLNET_COPIES)}
+    return sum(number.isdecimal() for number in numbers)

@@ -35,7 +35,7 @@ def reparameterise(
     dit, reason = with_definition(dit, step.dit_definition)
     pixart = pixart_from_dit(
         dit,
-        caption_channels=_caption_channels(step, facts),
+        caption_channels=caption_width(step, facts),
         modulation=step.modulation,
         timestep=step.timestep,
         class_condition=step.class_condition,
@@ -57,7 +57,7 @@ def reparameterise(
     return pixart, {"reparameterisation": rows, "notes": [reason] if reason else []}
 
 
-def _caption_channels(step: ConvertStep, facts: ModelFacts) -> int:
+def caption_width(step: ConvertStep, facts: ModelFacts) -> int:
     """Width of the text encoder's tokens: as given, as the encoder says, or that of T5 XXL.
 
     Raises:

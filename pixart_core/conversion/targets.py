@@ -1,6 +1,8 @@
 """What `pixart convert` writes: a checkpoint, a DiT checkpoint, a diffusers folder or an official file."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from pixart_core.errors import UserError
 from pixart_core.models.build import Transformer
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.dit import DiTTransformer
-from pixart_core.models.files import save_transformer
+from pixart_core.models.files import not_finite_notes, save_transformer
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import ConvertStep
 
@@ -56,7 +58,7 @@ def _made(model: Transformer, notes: list[str], **more: Any) -> dict[str, Any]:
     return {"model": kind, "parameters": count_parameters(model), "notes": notes} | more
 
 
-def _facts(step: ConvertStep, loaded: Loaded) -> ModelFacts:
+def facts_for(step: ConvertStep, loaded: Loaded) -> ModelFacts:
     """What the source says, but for the encoders that the step names."""
     vae, text_encoder = step.vae or loaded.facts.vae, step.text_encoder or loaded.facts.text_encoder
     return dataclasses.replace(loaded.facts, vae=str(vae), text_encoder=str(text_encoder))
@@ -68,13 +70,15 @@ def _card_details(facts: ModelFacts, loaded: Loaded, changed: dict[str, Any]) ->
     return facts.to_details() | {"converted_from": source} | ({"changed": changed} if changed else {})
 
 
-def _save(step: ConvertStep, model: Transformer, folder: Path) -> None:
+def _save(step: ConvertStep, model: Transformer, folder: Path) -> list[str]:
+    """Notes for the user."""
     weights, dtype = model.state_dict(), DTYPES[step.dtype]
-    save_transformer(model.config, weights, folder / TRANSFORMER, dtype, step.max_shard_size)
+    place, size = folder / TRANSFORMER, step.max_shard_size
+    return not_finite_notes(save_transformer(model.config, weights, place, dtype, size))
 
 
 def _checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Progress) -> dict[str, Any]:
-    model, facts = loaded.model, _facts(step, loaded)
+    model, facts = loaded.model, facts_for(step, loaded)
     told: dict[str, Any] = {"notes": []}
     details: dict[str, Any] = {}
     if isinstance(model, DiTTransformer):
@@ -85,7 +89,7 @@ def _checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Progr
     elif loaded.report.y_embedding is not None:
         write_uncond(folder, loaded.report.y_embedding)
     model, facts, changed, notes = resize(step, model, facts)
-    _save(step, model, folder)
+    notes += _save(step, model, folder)
     details |= _card_details(facts, loaded, changed) | {"parameters": count_parameters(model)}
     card_for("checkpoint", step, details).write(folder)
     return told | _made(model, told["notes"] + notes)
@@ -94,15 +98,15 @@ def _checkpoint(step: ConvertStep, loaded: Loaded, folder: Path, progress: Progr
 def _dit_checkpoint(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
     assert isinstance(loaded.model, DiTTransformer)
     model, reason = with_definition(loaded.model, step.dit_definition)
-    resized, facts, changed, notes = resize(step, model, _facts(step, loaded))
-    _save(step, resized, folder)
+    resized, facts, changed, notes = resize(step, model, facts_for(step, loaded))
+    notes += _save(step, resized, folder)
     details = _card_details(facts, loaded, changed) | {"parameters": count_parameters(resized)}
     card_for("checkpoint", step, details).write(folder)
     return _made(resized, ([reason] if reason else []) + notes)
 
 
 def _dit_folder(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    model, facts, changed, notes = resize(step, loaded.model, _facts(step, loaded))
+    model, facts, changed, notes = resize(step, loaded.model, facts_for(step, loaded))
     assert isinstance(model, DiTTransformer)
     force = step.dit_definition == "diffusers"
     notes += write_dit_folder(folder, model, DTYPES[step.dtype], step.max_shard_size, force=force)
@@ -111,10 +115,10 @@ def _dit_folder(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, An
 
 
 def _pipeline(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    model, facts, changed, notes = resize(step, loaded.model, _facts(step, loaded))
+    model, facts, changed, notes = resize(step, loaded.model, facts_for(step, loaded))
     assert not isinstance(model, DiTTransformer)
-    try:
-        details = write_pipeline(
+    with naming_encoders(step, facts):
+        details, more = write_pipeline(
             folder,
             model,
             facts,
@@ -124,15 +128,22 @@ def _pipeline(step: ConvertStep, loaded: Loaded, folder: Path) -> dict[str, Any]
             dtype=DTYPES[step.dtype],
             max_shard_size=step.max_shard_size,
         )
+    card_for("pipeline", step, _card_details(facts, loaded, changed) | details).write(folder)
+    notes += more + _what_diffusers_does_instead(model.config, facts)
+    return _made(model, notes, size=details["size"])
+
+
+@contextlib.contextmanager
+def naming_encoders(step: ConvertStep, facts: ModelFacts) -> Iterator[None]:
+    """Say in what is refused which encoders the user has not named."""
+    try:
+        yield
     except UserError as error:
         silent = [name for name in ("vae", "text_encoder") if getattr(step, name) is None]
         if not silent:
             raise
         named = ", ".join(f"{name}={getattr(facts, name)}" for name in silent)
         raise UserError(f"{error} ({named} is what the source names; give others if need be)") from error
-    card_for("pipeline", step, _card_details(facts, loaded, changed) | details).write(folder)
-    notes += _what_diffusers_does_instead(model.config, facts)
-    return _made(model, notes, size=details["size"])
 
 
 def _what_diffusers_does_instead(config: TransformerConfig, facts: ModelFacts) -> list[str]:

@@ -1,18 +1,22 @@
 """Files of a transformer folder of diffusers: its config, and which of several weights count."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pixart_core.artifacts.json_file import read_json
 from pixart_core.errors import UserError
 from pixart_core.models.config import OWN_CLASS
-from pixart_core.models.files import CONFIG, WEIGHTS, WEIGHTS_INDEX
+from pixart_core.models.files import CONFIG, WEIGHTS, WEIGHTS_INDEX, shard_names
 
 PICKLED = WEIGHTS.replace(".safetensors", ".bin")
-HALF = WEIGHTS.replace(".safetensors", ".fp16.safetensors")
-# Full precision before half, safetensors before pickles; shards before a single file, as in diffusers.
-INDEXES = (WEIGHTS_INDEX, f"{PICKLED}.index.json", f"{WEIGHTS}.index.fp16.json")
-SINGLE_FILES = (WEIGHTS, HALF, PICKLED)
+# (index of shards, single file): safetensors before pickles, of these full precision before half; shards
+# before a single file of the same kind, as in diffusers.
+CHOICES = (
+    (WEIGHTS_INDEX, WEIGHTS),
+    (f"{WEIGHTS}.index.fp16.json", WEIGHTS.replace(".safetensors", ".fp16.safetensors")),
+    (f"{PICKLED}.index.json", PICKLED),
+    (f"{PICKLED}.index.fp16.json", PICKLED.replace(".bin", ".fp16.bin")),
+)
 TRANSFORMER_CLASSES = (
     "PixArtTransformer2DModel",
     "DiTTransformer2DModel",
@@ -43,32 +47,9 @@ def find_weights(folder: Path) -> list[Path]:
     Raises:
         UserError: none there, or a damaged index of shards.
     """
-    names = [name for name in SINGLE_FILES if (folder / name).exists()][:1]
-    for index in INDEXES:
+    for index, single in CHOICES:
         if (folder / index).exists():
-            try:
-                shards = {Path(name).name for name in read_json(folder / index, "")["weight_map"].values()}
-            except (KeyError, AttributeError, TypeError) as error:
-                raise UserError(f"{folder / index} is damaged: it is no index of shards") from error
-            names = sorted(shards)
-            break
-    if not names:
-        raise UserError(f"{folder} holds no {WEIGHTS}")
-    return [folder / name for name in names]
-
-
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: no such file (`expected` says what should be there), or damaged.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; {expected}") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
-    return value
+            return [folder / name for name in shard_names(folder / index)]
+        if (folder / single).exists():
+            return [folder / single]
+    raise UserError(f"{folder} holds no {WEIGHTS}")

@@ -1,9 +1,9 @@
 """Read and write a `transformer/` folder in diffusers' layout: config.json and safetensors."""
 
-import json
-from collections.abc import Mapping
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pixart_core.artifacts.json_file import read_json
 from pixart_core.artifacts.publish import write_json
 from pixart_core.artifacts.tensor_file import write_tensors
 from pixart_core.errors import UserError
@@ -21,6 +22,7 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WEIGHTS_INDEX = "diffusion_pytorch_model.safetensors.index.json"
 MAX_SHARD_SIZE = "10GB"
+BLOCKS = "transformer_blocks."
 _SHARD_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 
 
@@ -30,12 +32,15 @@ def save_transformer(
     folder: Path,
     dtype: torch.dtype = torch.float32,
     max_shard_size: int | str = MAX_SHARD_SIZE,
-) -> None:
+) -> list[str]:
     """Write config and weights; the weights first, so that a folder with a config is complete.
 
     Args:
         max_shard_size: bytes, or as "500MB"; more becomes several files and an index, with the names that
             `from_pretrained` looks for. Files of an earlier save that are not part of this one go.
+
+    Returns:
+        Names of the weights with NaN or infinite values.
 
     Raises:
         PixartError: the disk is full or the folder cannot be written.
@@ -49,8 +54,9 @@ def save_transformer(
     if plan.is_sharded:
         # Old shards may have the new ones' names: without an index nobody takes a mixture for whole.
         (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
+    not_finite: list[str] = []
     for file, names in plan.filename_to_tensors.items():
-        write_tensors(folder / file, {name: weights[name] for name in names}, dtype)
+        not_finite += write_tensors(folder / file, {name: weights[name] for name in names}, dtype)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(folder / WEIGHTS_INDEX, index)
@@ -60,6 +66,7 @@ def save_transformer(
         if old.name not in plan.filename_to_tensors:
             old.unlink(missing_ok=True)
     write_json(folder / CONFIG, config.to_diffusers())
+    return not_finite
 
 
 def load_config(folder: Path) -> TransformerConfig:
@@ -69,12 +76,12 @@ def load_config(folder: Path) -> TransformerConfig:
         UserError: no such file, not JSON, or a model that is not PixArt or DiT.
     """
     path = folder / CONFIG
+    if not path.exists():
+        raise UserError(f"{folder} holds no {CONFIG}: not a transformer folder")
+    config = read_json(path, "expected a transformer folder")
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
         return TransformerConfig.from_diffusers(config)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {CONFIG}: not a transformer folder") from error
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error
 
 
@@ -85,12 +92,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         UserError: missing, truncated, or not safetensors.
     """
     index = folder / WEIGHTS_INDEX
-    files = [WEIGHTS]
-    if index.exists():
-        try:
-            files = sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} is damaged or no index of shards: {error}") from error
+    files = shard_names(index) if index.exists() else [WEIGHTS]
     weights: dict[str, Tensor] = {}
     for name in files:
         try:
@@ -103,6 +105,21 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def shard_names(index: Path) -> list[str]:
+    """Files that an index of shards names, all of them beside it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        names = sorted({Path(name).name for name in read_json(index, "")["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index} is damaged: it is no index of shards") from error
+    if not names:
+        raise UserError(f"{index} is damaged: it names no shards")
+    return names
+
+
 def load_transformer(folder: Path) -> Transformer:
     """Build the model of a transformer folder, or of a folder that holds `transformer/`, strictly.
 
@@ -113,16 +130,66 @@ def load_transformer(folder: Path) -> Transformer:
         folder = folder / "transformer"
     config = load_config(folder)
     weights = load_weights(folder)
-    with torch.device("meta"):
-        model = build_transformer(config)
-    check_weights(model, weights, folder)
+    model = empty_model(config, weights, folder)
     model.load_state_dict(
         {name: tensor.float() for name, tensor in weights.items()}, strict=True, assign=True
     )
     return model.requires_grad_(True)
 
 
-def check_weights(model: Transformer, weights: dict[str, Tensor], source: object) -> None:
+def empty_model(config: TransformerConfig, weights: Mapping[str, Tensor], source: object) -> Transformer:
+    """The model of `config` without values, after comparing it with the `weights` meant for it.
+
+    Raises:
+        UserError: no such model can be, or see `check_weights`.
+    """
+    # First of all: a damaged number of layers would keep us building for hours.
+    blocks = count_blocks(weights, BLOCKS, source)
+    if config.num_layers != blocks:
+        raise UserError(
+            f"{source}: weights do not fit its config; num_layers {config.num_layers}, but the weights have "
+            f"{blocks} blocks"
+        )
+    try:
+        with torch.device("meta"):
+            model = build_transformer(config)
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        raise UserError(f"{source}: its config describes no model: {str(error).splitlines()[0]}") from error
+    check_weights(model, weights, source)
+    return model
+
+
+def count_blocks(names: Iterable[str], prefix: str, source: object) -> int:
+    """Number of blocks among `names`, which are `prefix`, a number from 0 on, a dot and more.
+
+    Raises:
+        UserError: a block is missing before the last one, e.g. because of one stray number.
+    """
+    numbered = re.compile(re.escape(prefix) + r"([0-9]{1,9})\.")
+    found = {int(match[1]): name for name in names if (match := numbered.match(name))}
+    count = next(number for number in itertools.count() if number not in found)
+    stray = [number for number in found if number > count]
+    if stray:
+        more = f" and {len(stray) - 1} later blocks" if len(stray) > 1 else ""
+        raise UserError(f"{source}: there is no {prefix}{count}, but {found[min(stray)]}{more}")
+    return count
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first five, cut where they are long, and how many more there are."""
+    return ", ".join(name[:100] for name in names[:5]) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )
+
+
+def not_finite_notes(names: Sequence[str]) -> list[str]:
+    """What the user should know of weights with NaN or infinite values; nothing where there are none."""
+    if not names:
+        return []
+    return [f"NaN or infinite values in {len(names)} of the weights ({some_of(names)}): of no use to a model"]
+
+
+def check_weights(model: Transformer, weights: Mapping[str, Tensor], source: object) -> None:
     """Every key is there, none is left over, every shape fits.
 
     Raises:
@@ -137,7 +204,7 @@ def check_weights(model: Transformer, weights: dict[str, Tensor], source: object
         if name in weights and tuple(weights[name].shape) != shape
     ]
     problems = [
-        f"{kind}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        f"{kind}: {some_of(names)}"
         for kind, names in (("missing", missing), ("unknown", unknown), ("wrong shape", wrong))
         if names
     ]
