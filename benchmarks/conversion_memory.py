@@ -22,6 +22,7 @@ from process_memory import Usage, run_watched
 # Name, source file and arguments of `pixart convert`; `*` stands for the tiny encoders' folder.
 CASES = (
     ("DiT .pt to PixArt", "dit.pt", ("--to", "pixart")),
+    ("DiT .pt in fp16 to PixArt", "dit-fp16.pt", ("--to", "pixart")),
     ("DiT .pt to a DiT checkpoint", "dit.pt", ("--to", "dit")),
     ("official .pth with EMA to a pipeline", "pixart.pth", ("--to", "diffusers", "*")),
     ("official .pth with EMA to a pipeline, fp16", "pixart.pth", ("--to", "diffusers", "*", "dtype=fp16")),

@@ -22,9 +22,12 @@ PIXART = TransformerConfig(sample_size=64)
 
 
 def build_sources(folder: Path) -> None:
-    """`dit.pt`, `pixart.pth` (with EMA), and the transformer folders `ours` (fp32) and `fp16`, `encoders`."""
+    """`dit.pt`, `dit-fp16.pt`, `pixart.pth` (with EMA), the transformer folders `ours` and `fp16`, `encoders`."""
     torch.manual_seed(0)
-    torch.save(to_original("dit", random_weights(DIT)) | {"pos_embed": positions(DIT)}, folder / "dit.pt")
+    dit = to_original("dit", random_weights(DIT)) | {"pos_embed": positions(DIT)}
+    torch.save(dit, folder / "dit.pt")
+    torch.save({name: tensor.half() for name, tensor in dit.items()}, folder / "dit-fp16.pt")
+    del dit
     ours = random_weights(PIXART)
     save_transformer(PIXART, ours, folder / "ours")
     save_transformer(PIXART, ours, folder / "fp16", torch.float16)
