@@ -22,7 +22,7 @@ PIXART = TransformerConfig(sample_size=64)
 
 
 def build_sources(folder: Path) -> None:
-    """`dit.pt`, `dit-fp16.pt`, `pixart.pth` (with EMA), the transformer folders `ours` and `fp16`, `encoders`."""
+    """`dit.pt`, `dit-fp16.pt`, `pixart.pth` (with EMA); the folders `ours` (fp32), `fp16`, `encoders`."""
     torch.manual_seed(0)
     dit = to_original("dit", random_weights(DIT)) | {"pos_embed": positions(DIT)}
     torch.save(dit, folder / "dit.pt")
