@@ -1,13 +1,17 @@
 """Launches of captioning that are killed: processes forked from one that has imported everything already.
 
-`python caption_launches.py STEP_JSON FOLDER LAUNCHES_JSON` makes `FOLDER/whole` undisturbed, then runs each
-launch: output below FOLDER, number of processes, and when all are killed with SIGKILL: after this share of
-an undisturbed run's time, once this whole number of batches is begun, or (null) never. It prints what each
-described, as ids, and what was kept after it.
+`python caption_launches.py STEP_JSON FOLDER KILLS LAUNCHES_JSON` makes `FOLDER/whole` undisturbed. Then it
+launches `FOLDER/killed` until KILLS launches (0: none) were really killed, at random times; a launch that
+finished before is compared with `whole`, and the next begins afresh. Two launches that nobody kills end it.
+Then it runs each of LAUNCHES: output below FOLDER, number of processes, and when all are killed with
+SIGKILL: after this share of an undisturbed run's time, once this whole number of batches is begun, or (null)
+never. It prints what each described, as ids, and what was kept after it, by output.
 """
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import sys
@@ -66,9 +70,12 @@ def launch(step: CaptionStep, output: Path, count: int, kill_after: float | int 
                 os._exit(code)
         children.append(child)
     if kill_after is not None:
-        while isinstance(kill_after, int) and len(log.read_text().splitlines()) < kill_after:
-            time.sleep(0.001)
-        time.sleep(kill_after if isinstance(kill_after, float) else 0)
+        begun = 0
+        while begun < kill_after if isinstance(kill_after, int) else time.monotonic() < begin + kill_after:
+            if all(os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) for child in children):
+                break
+            time.sleep(0.002)
+            begun = len(log.read_text().splitlines())
         for child in children:
             os.kill(child, signal.SIGKILL)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
@@ -92,24 +99,44 @@ def committed(part: Path) -> list[Any]:
     return rows
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def killed(step: CaptionStep, folder: Path, kills: int, seconds: float) -> list[dict[str, Any]]:
+    """Launches of one output until `kills` of them were killed, and two more to their end.
+
+    Args:
+        seconds: what an undisturbed run took; the next may be quicker, other work comes and goes.
+    """
+    output, draw = folder / "killed", random.Random(4)
+    results: list[dict[str, Any]] = []
+    while sum(result["exit_codes"] == [-signal.SIGKILL] for result in results) < kills:
+        results.append(launch(step, output, 1, draw.uniform(0, 0.9) * seconds))
+        if results[-1]["exit_codes"] == [0]:
+            results[-1]["same"] = contents(output) == contents(folder / "whole")
+            shutil.rmtree(output)
+    return [*results, launch(step, output, 1, None), launch(step, output, 1, None)]
+
+
 def main(
-    step: CaptionStep, folder: Path, launches: list[tuple[str, int, float | int | None]]
-) -> list[dict[str, Any]]:
-    """All launches, one after the other."""
+    step: CaptionStep, folder: Path, kills: int, launches: list[tuple[str, int, float | int | None]]
+) -> dict[str, list[dict[str, Any]]]:
+    """All launches, one after the other; their results by output."""
     import torch
 
     torch.set_num_threads(1)
     # In this process, so that all that is imported on the way is there in every fork.
     caption.run_caption(step, folder / "whole", Silent())
-    whole = launch(step, folder / "timing", 1, None)["seconds"]
-    results: list[dict[str, Any]] = []
+    seconds = launch(step, folder / "timing", 1, None)["seconds"]
+    results = {"killed": killed(step, folder, kills, seconds)} if kills else {}
     for name, count, share in launches:
-        results.append(
-            launch(step, folder / name, count, share * whole if isinstance(share, float) else share)
-        )
+        kill_after = share * seconds if isinstance(share, float) else share
+        results.setdefault(name, []).append(launch(step, folder / name, count, kill_after))
     return results
 
 
 if __name__ == "__main__":
     given = CaptionStep.model_validate_json(sys.argv[1])
-    print(json.dumps(main(given, Path(sys.argv[2]), json.loads(sys.argv[3]))))
+    print(json.dumps(main(given, Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))))

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pixart_core.progress import Silent
 from pixart_core.recipe.caption import CaptionStep
 
 IMAGES = 14
+KILLS = 20
 EMOJI = Path(__file__).parents[1].parent / "shared" / "data" / "emoji"
 
 
@@ -63,23 +63,18 @@ def launched(
     tmp_path_factory: pytest.TempPathFactory, step: CaptionStep
 ) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
     """(folder, results of the launches on each output in it); see caption_launches.py."""
-    draw = random.Random(4)
-    each: list[tuple[str, int, float | int | None]] = [("killed", 1, draw.uniform(0, 0.9)) for _ in range(20)]
-    each += [("killed", 1, None), ("killed", 1, None), ("three", 3, None)]
+    each: list[tuple[str, int, int | None]] = [("three", 3, None)]
     each += [("shared", 3, 2), ("shared", 2, 2), ("shared", 2, None)]
     folder = tmp_path_factory.mktemp("launches")
     script = Path(__file__).with_name("caption_launches.py")
     small = step.model_copy(update={"batch_size": 2, "with_original_caption": True})
     done = subprocess.run(
-        [sys.executable, str(script), small.model_dump_json(), str(folder), json.dumps(each)],
+        [sys.executable, str(script), small.model_dump_json(), str(folder), str(KILLS), json.dumps(each)],
         capture_output=True, text=True, timeout=300, cwd=script.parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    results: dict[str, list[dict[str, Any]]] = {}
-    for (name, _, _), result in zip(each, json.loads(done.stdout.splitlines()[-1]), strict=True):
-        results.setdefault(name, []).append(result)
-    return folder, results
+    return folder, json.loads(done.stdout.splitlines()[-1])
 
 
 def test_every_usable_image_gets_its_own_caption(undisturbed: Path) -> None:
@@ -126,8 +121,10 @@ def test_killed_at_twenty_points_nothing_done_is_done_again_and_the_end_is_the_s
         assert before <= kept or not kept  # no parts are left once all is published
         if kept:
             assert len(set(described) - kept) <= 2  # the batch in flight
-    assert [len(result["kept"]) for result in results[:-2]] != [0] * 20
-    assert all(result["exit_codes"] == [-9] for result in results[:5])
+        # A launch that was quicker than the kill ended as an undisturbed one; the next begins afresh.
+        assert result["exit_codes"] == [-9] or (result["exit_codes"], result["same"]) == ([0], True)
+    assert [result["exit_codes"] for result in results].count([-9]) == KILLS
+    assert len({len(result["kept"]) for result in results[:-2]}) >= 4  # early, late and in between
     assert [result["exit_codes"] for result in results[-2:]] == [[0], [0]]
     assert results[-1]["described"] == []
     assert contents(folder / "killed") == contents(folder / "whole")

@@ -315,12 +315,12 @@ def test_killed_with_requests_under_way_no_answer_that_was_kept_is_asked_for_aga
         each = [("out", 1, 0.2 + 0.06 * number) for number in range(9)] + [("out", 1, None)]
         script = Path(__file__).with_name("caption_launches.py")
         done = subprocess.run(
-            [sys.executable, str(script), step.model_dump_json(), str(tmp_path), json.dumps(each)],
+            [sys.executable, str(script), step.model_dump_json(), str(tmp_path), "0", json.dumps(each)],
             capture_output=True, text=True, timeout=120, cwd=script.parents[1],
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])
+    results = json.loads(done.stdout.splitlines()[-1])["out"]
     assert results[-1]["exit_codes"] == [0]
     rows = read_captions(tmp_path / "out")
     images = {row.id: row.caption.split()[3] for row in rows.values()}
