@@ -5,10 +5,13 @@ each caption, mask (b, l); float32, ready to train on.
 """
 
 import dataclasses
+import importlib.util
 import io
 import json
 import os
+import sys
 import tarfile
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,6 +192,55 @@ class Arrow(Single):
         parts = ("mean", "std", "text")
         mean, std, text = (np.frombuffer(row[part][0].as_buffer(), np.float16) for part in parts)
         return mean.reshape(self.shape), std.reshape(self.shape), text.reshape(-1, self.width)
+
+
+class MDS(Single):
+    """MosaicML's shards (`pip install --no-deps mosaicml-streaming`), fp16, read by its own reader."""
+
+    def write(self, folder: Path, samples: Samples) -> None:
+        shape = ",".join(map(str, samples.mean.shape[1:]))
+        columns = dict.fromkeys(("mean", "std"), f"ndarray:float16:{shape}")
+        writer = mosaic().MDSWriter(
+            out=str(folder), columns=columns | {"text": "ndarray:float16"}, compression=None, hashes=None
+        )
+        with writer:
+            for number in range(len(samples)):
+                writer.write(halves(samples, number))
+
+    def open(self, folder: Path) -> None:
+        from streaming.base.format import reader_from_json
+
+        shards = json.loads((folder / "index.json").read_text())["shards"]
+        self.shards = [reader_from_json(str(folder), None, shard) for shard in shards]
+        self.starts = np.cumsum([0, *(shard.samples for shard in self.shards)])
+
+    def close(self) -> None: ...
+
+    def sample(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        number = int(np.searchsorted(self.starts, index, "right")) - 1
+        row = self.shards[number][index - int(self.starts[number])]
+        return row["mean"], row["std"], row["text"]
+
+
+def mosaic() -> Any:
+    """The module `streaming`; None if it is not installed.
+
+    It imports torchvision, whose wheels fight the CPU build of torch, for image columns that are not used
+    here: empty modules take its place.
+    """
+    if "streaming" in sys.modules or importlib.util.find_spec("streaming") is None:
+        return sys.modules.get("streaming")
+    importlib.import_module("transformers")  # looks for torchvision itself, and must not find the empty one
+    parts = ("", ".transforms", ".transforms.functional", ".datasets")
+    empty = {f"torchvision{part}": types.ModuleType(f"torchvision{part}") for part in parts}
+    for module in empty.values():
+        module.__dict__.update(__path__=[], to_tensor=None, VisionDataset=object)
+    sys.modules |= empty
+    try:
+        return importlib.import_module("streaming")
+    finally:
+        for name in empty:
+            del sys.modules[name]
 
 
 class PixArtStore:

@@ -12,7 +12,9 @@ says that its ratio to itself lies within 0.97 to 1.03. Warm reading comes twice
 memory, but the store's, which takes back its own), and with memory for the states given to all. Cold: pages
 dropped (posix_fadvise) before each round; wall time, and what was read from the disk.
 
-MDS (mosaicml-streaming) is not among them: it requires torchvision and the packages of four clouds.
+MDS is measured if it can be imported. It asks for torchvision and the packages of four clouds, so give it a
+folder of its own: pip install --no-deps --target DIR mosaicml-streaming catalogue brotli python-snappy
+cramjam zstd, then PYTHONPATH=DIR.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from feature_formats import Arrow, Format, Npz, PixArtStore, Reference, Samples, WebDataset
+from feature_formats import MDS, Arrow, Format, Npz, PixArtStore, Reference, Samples, WebDataset, mosaic
 from machine import describe_machine, write_result
 
 from pixart_core.artifacts.feature_reader import Shard
@@ -39,6 +41,7 @@ FORMATS: dict[str, Callable[[], Format]] = {
     "compressed fp32 npz + npy (reference)": Reference,
     "npz fp16": Npz,
     "WebDataset + index": WebDataset,
+    **({"MDS": MDS} if mosaic() else {}),
     "Arrow (datasets)": Arrow,
     "store fp16": lambda: PixArtStore("fp16"),
     "store int8": lambda: PixArtStore("int8"),
