@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from rich.console import Console
@@ -121,9 +121,11 @@ def stdout_to_stderr() -> Iterator[None]:
             os.close(saved)
 
 
-def show(result: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the one result of a command on stdout: a JSON object, or YAML for a person."""
+def show(
+    result: Mapping[str, Any], *, as_json: bool, as_text: Callable[[Mapping[str, Any]], str] | None = None
+) -> None:
+    """Print the one result of a command on stdout: a JSON object, or for a person `as_text` of it or YAML."""
     if not is_first_process():
         return
     plain = json.loads(json.dumps(result, default=str))
-    print(json.dumps(plain) if as_json else dump_yaml(plain).rstrip())
+    print(json.dumps(plain) if as_json else as_text(plain) if as_text else dump_yaml(plain).rstrip())

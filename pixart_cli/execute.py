@@ -1,8 +1,9 @@
 """Run one command: where the result goes, what is shown of it."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -21,10 +22,13 @@ def execute(
     as_json: bool,
     dry_run: bool,
     long: Collection[str] = (),
+    planned: Mapping[str, Any] | None = None,
+    as_text: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Run `step` into `output` (default: named after `name`) and print its result on stdout.
 
-    Entries of the result named in `long` are printed with `--json` only.
+    Entries of the result named in `long` are printed with `--json` only. `planned` is added to what a dry run
+    prints (by default the estimate); `as_text` words it for a person.
 
     Raises:
         UserError: `output` holds something else; and what the command raises.
@@ -35,8 +39,9 @@ def execute(
     check_output(command, output, step)
     if dry_run:
         options = step.model_dump(mode="json", exclude={"command"})
-        plan = {"command": command, "output": str(output), "options": options, "estimate": estimate(step)}
-        show(plan, as_json=as_json)
+        plan = {"command": command, "output": str(output), "options": options}
+        plan |= planned if planned is not None else {"estimate": estimate(step)}
+        show(plan, as_json=as_json, as_text=as_text)
         return
     with stdout_to_stderr(), RichProgress() as progress:
         result = RUNNERS[command](step, output, progress)

@@ -1,6 +1,6 @@
 """`pixart run`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +9,14 @@ import typer
 from pixart_cli.console import RichProgress, show, stdout_to_stderr
 from pixart_cli.errors import user_errors
 from pixart_cli.options import AsJson, DryRun, Output, with_examples
+from pixart_cli.planner import Gpu, Mfu, Price, chain_plan_text, plan_overrides
 from pixart_cli.runners import RUNNERS
 from pixart_core.recipe.chain import check_root, run_chain
-from pixart_core.recipe.estimate import estimate
+from pixart_core.recipe.estimate import estimate_recipe
 from pixart_core.recipe.load import load_recipe
-from pixart_core.recipe.plan import plan_chain
+from pixart_core.recipe.needs import missing_inputs, refuse_missing
+from pixart_core.recipe.plan import PlannedStep, plan_chain
+from pixart_core.recipe.schema import Recipe
 
 
 @with_examples(
@@ -36,6 +39,9 @@ def run(
         str | None, typer.Option("--from", help="Run this step and those after it.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the chosen steps even if done.")] = False,
+    gpu: Gpu = None,
+    mfu: Mfu = None,
+    price: Price = None,
     output: Output = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
@@ -45,15 +51,20 @@ def run(
     Steps that are done are skipped, an interrupted one goes on.
     """
     with user_errors():
-        loaded = load_recipe(recipe, overrides or [])
+        loaded = load_recipe(recipe, [*(overrides or []), *plan_overrides(gpu, mfu, price)])
         root = output or Path(loaded.output or f"runs/{loaded.name}")
         names = [name.strip() for entry in only or [] for name in entry.split(",") if name.strip()]
         if dry_run:
             check_root(root)
             plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
-            steps = [step.as_json() | {"estimate": estimate(step.step)} for step in plan]
-            show({"output": str(root), "steps": steps}, as_json=as_json)
+            estimates, total = estimate_recipe(loaded, root)
+            steps = [step.as_json() | {"estimate": estimates[step.name]} for step in plan]
+            shown = {"output": str(root), "steps": steps, "total": total, "missing": _missing(loaded, plan)}
+            show(shown, as_json=as_json, as_text=chain_plan_text)
             return
+        if loaded.needs:
+            plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
+            refuse_missing(_missing(loaded, plan))
         with stdout_to_stderr(), RichProgress() as progress:
             result = run_chain(
                 loaded, root, RUNNERS, progress, only=names, start_from=start_from, force=force
@@ -62,6 +73,16 @@ def run(
             show(result.as_json(), as_json=True)
         else:
             typer.echo(summary(result.as_json()))
+
+
+def _missing(recipe: Recipe, plan: Sequence[PlannedStep]) -> dict[str, str]:
+    """Path and command of what the steps to be run need and no step makes."""
+    made = {str(step.output) for step in plan}
+    missing: dict[str, str] = {}
+    for step in plan:
+        if step.action in ("run", "continue"):
+            missing |= missing_inputs(recipe, step.step)
+    return {path: command for path, command in missing.items() if path not in made}
 
 
 def summary(result: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """`pixart train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,9 +9,11 @@ from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, DryRun, Output, Seed, with_examples
 from pixart_cli.outputs import name_of
+from pixart_cli.planner import Gpu, Mfu, Price, plan_overrides, training_plan_text
 from pixart_core.artifacts.card import read_card
-from pixart_core.errors import UserError
+from pixart_core.recipe.estimate import estimate_training
 from pixart_core.recipe.load import load_recipe, select_step
+from pixart_core.recipe.needs import missing_inputs, refuse_missing
 from pixart_core.recipe.plan import resolve_sources
 from pixart_core.recipe.records import CHAIN
 from pixart_core.recipe.schema import Recipe, TrainStep, step_references
@@ -43,6 +45,9 @@ def train(
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default=False)] = None,
     seed: Seed = None,
+    gpu: Gpu = None,
+    mfu: Mfu = None,
+    price: Price = None,
     output: Output = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
@@ -58,28 +63,39 @@ def train(
         }
         focus = step or "train"
         changes = [f"{focus}.{field}={value}" for field, value in given.items() if value is not None]
+        changes += plan_overrides(gpu, mfu, price)
         loaded = load_recipe(recipe, [*(overrides or []), *changes], focus=focus)
         name, chosen = select_step(loaded, TrainStep, step)
-        resolved = _with_inputs(loaded, recipe, chosen)
-        execute("train", resolved, output, _run_name(loaded, name), as_json=as_json, dry_run=dry_run)
+        root = Path(loaded.output or f"runs/{loaded.name}")
+        resolved = resolve_sources(chosen, root)
+        missing = _missing(loaded, recipe, chosen, root)
+        planned: dict[str, Any] | None = None
+        if dry_run:
+            planned = {"estimate": estimate_training(chosen, name, loaded, root), "missing": missing}
+        else:
+            refuse_missing(missing)
+        execute(
+            "train",
+            resolved,
+            output,
+            _run_name(loaded, name),
+            as_json=as_json,
+            dry_run=dry_run,
+            planned=planned,
+            as_text=training_plan_text,
+        )
 
 
-def _with_inputs(recipe: Recipe, source: str, step: TrainStep) -> TrainStep:
-    """`step` with `{step: X}` replaced by what `pixart run` made.
-
-    Raises:
-        UserError: it is not there yet; names the command that makes it.
-    """
-    root = Path(recipe.output or f"runs/{recipe.name}")
-    for field, target in step_references(step):
-        if read_card(root / target) is None:
-            raise UserError(
-                f"{field} needs step {target}, but {root / target} is missing or unfinished; "
-                f"make it with: pixart run {source} --only {target}"
-            )
-    resolved = resolve_sources(step, root)
-    assert isinstance(resolved, TrainStep)
-    return resolved
+def _missing(recipe: Recipe, source: str, step: TrainStep, root: Path) -> dict[str, str]:
+    """Path and command of what `step` needs and is not there: outputs of earlier steps, and other inputs."""
+    outputs = {str(root / target): target for _, target in step_references(step)}
+    missing = {
+        path: f"pixart run {source} --only {target}"
+        for path, target in outputs.items()
+        if read_card(Path(path)) is None
+    }
+    others = missing_inputs(recipe, resolve_sources(step, root))
+    return missing | {path: command for path, command in others.items() if path not in outputs}
 
 
 def _run_name(recipe: Recipe, step: str) -> str:

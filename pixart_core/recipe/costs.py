@@ -108,10 +108,15 @@ def memory(step: TrainStep, expected: Expected, tokens: int, count: int, plan: P
 
 
 def features_bytes(expected: Expected) -> float:
-    """Bytes of a sample in a feature store in int8, its caption being as long as the encoder reads."""
+    """Bytes of a sample in a feature store in int8, its caption being as long as the encoder reads.
+
+    Class-conditional models read no captions: theirs are left out.
+    """
     area = sum(height * width * share for (height, width), share in expected.latents.items())
     interface = expected.interface
-    values = 2 * interface.latent_channels * area + interface.text_tokens * interface.caption_channels
+    values = 2 * interface.latent_channels * area
+    if expected.model.conditioning == "text":
+        values += interface.text_tokens * interface.caption_channels
     return values * 33 / 32 + _ROW_BYTES  # a scale of two bytes for 64 values
 
 

@@ -6,13 +6,17 @@ import pixart_core
 from pixart_core.errors import UserError
 from pixart_core.recipe.mistakes import did_you_mean
 
+# The paper's last stage.
+ALIASES = {"stage3": "stage3_1024"}
+
 
 def bundled_recipes() -> dict[str, Path]:
     """Name and file of every recipe that comes with pixart."""
     package = Path(pixart_core.__file__).parent
     # A wheel carries them inside the package; a checkout keeps them beside it.
     folder = next((f for f in (package / "bundled_recipes", package.parent / "recipes") if f.is_dir()), None)
-    return {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    found = {} if folder is None else {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return found | {alias: found[name] for alias, name in ALIASES.items() if name in found}
 
 
 def find_recipe(name: str | Path) -> Path:
