@@ -1,19 +1,28 @@
 """Laws of how extraction runs: kills, processes, threads, a full disk and broken data change no byte."""
 
+import itertools
 import os
 import resource
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from broken_images import unusable, write_salted_folder
 from extraction import files, make_step, write_encoders, write_pictures
 
 from pixart_core.artifacts.feature_files import only_launch
+from pixart_core.artifacts.feature_packing import Storage
+from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedImage
+from pixart_core.artifacts.feature_writer import FeatureWriter, OpenText
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.artifacts.manifest import read_manifest
 from pixart_core.encoders.extract import run_extraction
+from pixart_core.encoders.feature_encode import encode_text_shards, shard_texts
+from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Silent
 
@@ -230,3 +239,60 @@ def test_real_pictures_of_an_archive_are_all_there_with_their_sizes(encoders: Pa
     assert batch.sizes.tolist() == [[records[name].height, records[name].width] for name in batch.ids]
     assert batch.mean.isfinite().all()
     assert all(0 < error < 0.02 for error in result["error"].values())
+
+
+def text_shards(encoders: Path, folder: Path) -> tuple[TextEncoder, FeaturePlan, dict[str, str]]:
+    """An encoder, the plan of a store in `folder` with 2 full text shards, and the caption of each image."""
+    captions = {f"{number:016x}": f"{'very ' * (number % 5)}small kind {number}" for number in range(15)}
+    plan = FeaturePlan.open(folder, {}, tables={16: ((16, 16),)}, shard_size=8)
+    plan.extend(PlannedImage(name, text, None, 16, 16, ((16, 16),)) for name, text in captions.items())
+    return load_text_encoder(str(encoders)), plan, captions
+
+
+@pytest.mark.parametrize("storage", ["int8", "fp32"])
+def test_captions_that_are_packed_batch_by_batch_give_the_bytes_of_those_packed_in_their_order(
+    storage: Storage, encoders: Path, tmp_path: Path
+) -> None:
+    encoder, plan, captions = text_shards(encoders, tmp_path / "streamed")
+    writer = FeatureWriter(tmp_path / "streamed", plan, storage, first=True)
+    shards = writer.missing("text")
+    assert [len(shard.rows) for shard in shards] == [8, 8]
+    options = {"max_tokens": 120, "batch_size": 3}
+    encode_text_shards(encoder, shards, plan, captions.__getitem__, writer, Silent(), **options)
+    _, plan, _ = text_shards(encoders, tmp_path / "ordered")
+    writer = FeatureWriter(tmp_path / "ordered", plan, storage, first=True)
+    for shard, texts in shard_texts(plan, shards, captions.__getitem__):
+        writer.write_text(shard, encoder.encode_each(texts, **options))
+    assert files(tmp_path / "streamed") == files(tmp_path / "ordered")
+
+
+def test_a_few_batches_of_text_are_held_and_the_next_are_encoded_while_a_shard_is_written(
+    encoders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, plan, captions = text_shards(encoders, tmp_path)
+    held: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most, second_shard, encode = 0, threading.Event(), TextEncoder._encode_ids
+    begun = itertools.count(1)
+
+    def encode_ids(self: TextEncoder, ids: list[list[int]]) -> list[torch.Tensor]:
+        nonlocal most
+        if next(begun) > 8:  # one caption a batch, and this is of the second shard
+            second_shard.set()
+        states = encode(self, ids)
+        held.update(states)
+        most = max(most, len(held))
+        return states
+
+    def publish(opened: OpenText) -> None:
+        assert second_shard.wait(60) or opened._shard is not writer.missing("text")[0]
+        write(opened)
+
+    write = OpenText.publish
+    monkeypatch.setattr(TextEncoder, "_encode_ids", encode_ids)
+    monkeypatch.setattr(OpenText, "publish", publish)
+    monkeypatch.setattr("pixart_core.encoders.ahead.workers", lambda: 2)
+    writer = FeatureWriter(tmp_path, plan, "fp32", first=True)
+    shards, text = writer.missing("text"), captions.__getitem__
+    encode_text_shards(encoder, shards, plan, text, writer, Silent(), max_tokens=120, batch_size=1)
+    assert not FeatureWriter(tmp_path, plan, "fp32").missing("text")
+    assert 1 <= most <= 5  # three ahead, one that is packed and the one before it

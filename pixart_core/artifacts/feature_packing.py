@@ -39,8 +39,14 @@ class Packer:
             for key, stored in self._stored(name, flat).items():
                 self._parts.setdefault(key, []).append(stored)
 
-    def rows(self, names: Sequence[str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """The rows (n, bytes) of `names`, and what lies where in them; they are taken out of the packer."""
+    def rows(
+        self, names: Sequence[str], places: np.ndarray | None = None
+    ) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """The rows (n, bytes) of `names`, and what lies where in them; they are taken out of the packer.
+
+        Args:
+            places: (n,) where each row belongs, in the order in which they were added; default: as added.
+        """
         layout: list[dict[str, Any]] = []
         for key in (key for name in names for key in (name, f"{name}_scale") if key in self._parts):
             start = layout[-1]["start"] + layout[-1]["bytes"] if layout else 0
@@ -54,9 +60,12 @@ class Packer:
         rows = np.empty((count, layout[-1]["start"] + layout[-1]["bytes"]), np.uint8)
         for entry in layout:
             stop = 0
-            for part in self._parts.pop(entry["name"]):
+            parts = self._parts.pop(entry["name"])[::-1]
+            while parts:  # each is freed at once: `rows` takes as much memory as all of them
+                part = parts.pop()
                 start, stop = stop, stop + len(part)
-                rows[start:stop, entry["start"] : entry["start"] + entry["bytes"]] = part
+                here = slice(start, stop) if places is None else places[start:stop]
+                rows[here, entry["start"] : entry["start"] + entry["bytes"]] = part
         return rows, layout
 
     def errors(self, names: Sequence[str] = ("token",)) -> dict[str, float]:

@@ -80,18 +80,15 @@ class FeatureWriter:
 
         They may come from a generator: only their packed bytes are held.
         """
-        packer = Packer(self.storage)
-        lengths: list[int] = []
+        opened, count = self.open_text(shard), 0
         for some in together(tokens):
-            lengths += map(len, some)
-            packer.add({"token": torch.cat(some) if len(some) > 1 else some[0]})
-        if len(lengths) != len(shard.rows) or min(lengths) < 1:
-            raise PixartError(
-                f"{shard.name}: {len(lengths)} captions with tokens instead of {len(shard.rows)}"
-            )
-        rows, layout = packer.rows(["token"])
-        offset = np.array([0, *lengths]).cumsum()
-        self._publish(shard, layout, packer.errors(), {"row": rows, "offset": offset})
+            opened.add(range(count, count + len(some)), some)
+            count += len(some)
+        opened.publish()
+
+    def open_text(self, shard: PlannedShard) -> "OpenText":
+        """Begin `shard`; its captions may come in any order."""
+        return OpenText(self, shard)
 
     def write_images(self, shard: PlannedShard, batches: Iterable[ImageBatch]) -> None:
         """Publish the moments of the images `shard.rows`, in that order.
@@ -185,6 +182,47 @@ class FeatureWriter:
         if shard.bucket is not None:
             entry["bucket"] = list(shard.bucket)
         append_entry(self.folder, entry | dataclasses.asdict(written))
+
+
+class OpenText:
+    """A text shard that is being made: `add` its captions in any order, then `publish`."""
+
+    def __init__(self, writer: FeatureWriter, shard: PlannedShard) -> None:
+        self._writer = writer
+        self._shard = shard
+        self._packer = Packer(writer.storage)
+        self._added: list[int] = []
+        self._lengths: list[int] = []
+
+    def add(self, numbers: Sequence[int], tokens: Sequence[Float[Tensor, "l d"]]) -> None:
+        """Add the states of some captions; only their packed bytes are held.
+
+        Args:
+            numbers: which of `shard.rows` they are, from 0.
+        """
+        self._added += numbers
+        self._lengths += map(len, tokens)
+        for some in together(tokens):
+            self._packer.add({"token": torch.cat(some) if len(some) > 1 else some[0]})
+
+    def publish(self) -> None:
+        """Write the shard and name it in the index.
+
+        Raises:
+            PixartError: captions are missing or have no token, or the disk is full.
+        """
+        count, added = len(self._shard.rows), np.array(self._added, np.int64)
+        if not np.array_equal(np.sort(added), np.arange(count)) or min(self._lengths) < 1:
+            whole = len({number for number, length in zip(added, self._lengths, strict=True) if length})
+            raise PixartError(f"{self._shard.name}: {whole} captions with tokens instead of {count}")
+        lengths = np.zeros(count, np.int64)
+        lengths[added] = self._lengths
+        offset = np.concatenate([[0], lengths.cumsum()])
+        places = None
+        if (added != np.arange(count)).any():
+            places = np.concatenate([np.arange(offset[number], offset[number + 1]) for number in added])
+        rows, layout = self._packer.rows(["token"], places)
+        self._writer._publish(self._shard, layout, self._packer.errors(), {"row": rows, "offset": offset})
 
 
 class OpenImages:

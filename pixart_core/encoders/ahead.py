@@ -21,9 +21,11 @@ def workers() -> int:
     return max(1, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` in threads, in order, never more than a few results ahead."""
-    count = workers()
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], count: int | None = None
+) -> Iterator[Result]:
+    """`map` in `count` threads (default: `workers`), in order, never more than a few results ahead."""
+    count = count or workers()
     pool = ThreadPoolExecutor(count)
     waiting: collections.deque[Future[Result]] = collections.deque()
     try:

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from pixart_core.artifacts.feature_plan import Bucket, FeaturePlan, PlannedShard
-from pixart_core.artifacts.feature_writer import FeatureWriter
+from pixart_core.artifacts.feature_writer import FeatureWriter, OpenText
 from pixart_core.data.images import resize_and_crop
 from pixart_core.encoders.ahead import map_ahead, single_threaded_torch
-from pixart_core.encoders.text import TextEncoder
+from pixart_core.encoders.text import TextBatch, TextEncoder
 from pixart_core.encoders.vae import encode_moments
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
@@ -53,17 +53,38 @@ def encode_text_shards(
     """
     if not shards:
         return
-    on_cpu = encoder.model.device.type == "cpu"
     progress.start("captions", sum(len(shard.rows) for shard in shards))
-    for shard, texts in shard_texts(plan, shards, caption_of):
-        if on_cpu:
-            with single_threaded_torch():
-                states = encoder.encode_each(texts, max_tokens, batch_size, map_ahead)
-        else:
-            states = encoder.encode_each(texts, max_tokens, batch_size)
-        writer.write_text(shard, states)
-        progress.advance("captions", len(texts))
+    batches = (
+        (shard, batch)
+        for shard, texts in shard_texts(plan, shards, caption_of)
+        for batch in encoder.batches(texts, max_tokens, batch_size)
+    )
+    # The next batches are encoded while one is packed, and while a shard is written.
+    with contextlib.closing(_encoded_texts(encoder, batches)) as found:
+        for _, of_shard in itertools.groupby(found, lambda item: item[0].name):
+            opened: OpenText | None = None
+            for shard, batch, states in of_shard:
+                opened = opened or writer.open_text(shard)
+                opened.add(batch.numbers, states)
+                progress.advance("captions", len(states))
+            assert opened is not None  # no group is empty
+            opened.publish()
     progress.finish("captions")
+
+
+def _encoded_texts(
+    encoder: TextEncoder, batches: Iterable[tuple[PlannedShard, TextBatch]]
+) -> Generator[tuple[PlannedShard, TextBatch, list[Tensor]], None, None]:
+    """Each of `batches`, in order, with its states; a few are held in memory at a time."""
+
+    def encode(item: tuple[PlannedShard, TextBatch]) -> tuple[PlannedShard, TextBatch, list[Tensor]]:
+        return *item, encoder.encode_batch(item[1])
+
+    if encoder.model.device.type == "cpu":
+        with single_threaded_torch():
+            yield from map_ahead(encode, batches)
+    else:
+        yield from map_ahead(encode, batches, 1)  # one thread keeps a GPU busy
 
 
 def shard_texts(

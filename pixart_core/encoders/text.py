@@ -1,7 +1,7 @@
 """The text encoder: T5, or any other text model of transformers, by hub id or folder."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -22,7 +22,6 @@ from transformers import (
 from pixart_core.encoders.pretrained import loading, locate, refuse_missing, short_name, weight_hash
 from pixart_core.errors import UserError
 
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 _ENCODERS: dict[str, Any] = {
     "clip": CLIPTextModel,
     "clip_text_model": CLIPTextModel,
@@ -30,6 +29,20 @@ _ENCODERS: dict[str, Any] = {
     "t5": T5EncoderModel,
     "umt5": UMT5EncoderModel,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class TextBatch:
+    """Some of many texts, of similar length.
+
+    Attributes:
+        numbers: which of the texts they are.
+        ids: the tokens of each.
+    """
+
+    numbers: Sequence[int]
+    texts: Sequence[str]
+    ids: Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass
@@ -66,33 +79,39 @@ class TextEncoder:
         return hidden.float() * mask.unsqueeze(-1), mask
 
     def encode_each(
-        self, texts: Sequence[str], max_tokens: int = 120, batch_size: int = 32, run: Run = map
+        self, texts: Sequence[str], max_tokens: int = 120, batch_size: int = 32
     ) -> list[Float[Tensor, "l d"]]:
-        """The valid states of each text, on the CPU, encoded in batches of similar length.
-
-        Which texts share a batch depends on `texts` and `batch_size` alone.
-
-        Args:
-            run: encodes the batches, like `map`; may do so in threads.
+        """The valid states of each text, float32 on the CPU.
 
         Raises:
             UserError: the model computes values that are not finite; names the text.
         """
+        states: list[Tensor] = [torch.empty(0)] * len(texts)
+        for batch in self.batches(texts, max_tokens, batch_size):
+            for number, row in zip(batch.numbers, self.encode_batch(batch), strict=True):
+                states[number] = row
+        return states
+
+    def batches(self, texts: Sequence[str], max_tokens: int = 120, batch_size: int = 32) -> list[TextBatch]:
+        """The texts in batches of similar length, the short ones first.
+
+        Which texts share a batch depends on `texts` and `batch_size` alone.
+        """
         ids = self._tokenize(texts, max_tokens)["input_ids"]
         order = sorted(range(len(texts)), key=lambda number: len(ids[number]))
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return [TextBatch(some, [texts[n] for n in some], [ids[n] for n in some]) for some in cut]
 
-        def encode(numbers: Sequence[int]) -> list[Tensor]:
-            states = self._encode_ids([ids[number] for number in numbers])
-            for number, state in zip(numbers, states, strict=True):
-                if not state.sum().isfinite() and not state.isfinite().all():
-                    raise self._not_finite(texts[number])
-            return states
+    def encode_batch(self, batch: TextBatch) -> list[Float[Tensor, "l d"]]:
+        """The valid states of each text of a batch, float32 on the CPU.
 
-        states: list[Tensor] = [torch.empty(0)] * len(texts)
-        for numbers, batch in zip(batches, run(encode, batches), strict=True):
-            for number, row in zip(numbers, batch, strict=True):
-                states[number] = row
+        Raises:
+            UserError: the model computes values that are not finite; names the text.
+        """
+        states = self._encode_ids(batch.ids)
+        for text, state in zip(batch.texts, states, strict=True):
+            if not state.sum().isfinite() and not state.isfinite().all():
+                raise self._not_finite(text)
         return states
 
     def _not_finite(self, text: str) -> UserError:
