@@ -15,7 +15,7 @@ from pixart_core.recipe.chain import check_root, run_chain
 from pixart_core.recipe.estimate import estimate_recipe
 from pixart_core.recipe.load import load_recipe
 from pixart_core.recipe.needs import missing_inputs, refuse_missing
-from pixart_core.recipe.plan import PlannedStep, plan_chain
+from pixart_core.recipe.plan import PlannedStep, plan_chain, resolve_sources
 from pixart_core.recipe.schema import Recipe
 
 
@@ -62,7 +62,7 @@ def run(
             shown = {"output": str(root), "steps": steps, "total": total, "missing": _missing(loaded, plan)}
             show(shown, as_json=as_json, as_text=chain_plan_text)
             return
-        if loaded.needs:
+        if any(missing_inputs(loaded, resolve_sources(step, root)) for step in loaded.steps.values()):
             plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
             refuse_missing(_missing(loaded, plan))
         with stdout_to_stderr(), RichProgress() as progress:

@@ -124,7 +124,13 @@ def assumptions(step: TrainStep, plan: PlanOptions) -> list[str]:
     """What the numbers rest on, one sentence each."""
     gpu = GPUS[plan.gpu]
     price, source = (gpu.price, f" ({gpu.price_source})") if plan.price is None else (plan.price, "")
+    precision = []
+    if step.mixed_precision == "no":
+        precision.append("trained in fp32, which reaches less of the 16-bit peak: lower mfu accordingly")
+    elif plan.gpu == "V100":
+        precision.append("a V100 has no bf16: what its fp16 tensor cores would take")
     return [
+        *precision,
         f"{gpu.model}: {gpu.flops / 1e12:g} TFLOP/s dense in 16 bits and {gpu.watts:g} W by its datasheet",
         f"MFU {plan.mfu:.1%} is an assumption; the paper's 753 A100-days imply 18.4%",
         f"price: {price:g} USD a GPU-hour{source}; not a quotation, without idle time, features, storage",

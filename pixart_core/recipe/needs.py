@@ -20,7 +20,8 @@ def missing_inputs(recipe: Recipe, step: BaseModel) -> dict[str, str]:
         command = recipe.needs.get(source)
         if isinstance(step, TrainStep) and field == "features":
             command = command or f"pixart extract-features --data DATA --output {source}"
-        if command is not None and not _is_there(Path(source), needs_card=field == "features"):
+        there = _is_finished(Path(source)) or (field != "features" and _is_foreign(Path(source)))
+        if command is not None and not there:
             missing[source] = command
     return missing
 
@@ -34,6 +35,12 @@ def refuse_missing(missing: dict[str, str]) -> None:
         raise UserError(head + "\n  ".join(lines))
 
 
-def _is_there(path: Path, *, needs_card: bool) -> bool:
-    """Whether an input can be used: a file, or a folder (of ours a finished one)."""
-    return path.is_file() or (read_card(path) is not None if needs_card else path.is_dir())
+def _is_finished(path: Path) -> bool:
+    return read_card(path) is not None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether `path` is a model that pixart did not make: a file, or a folder that is no unfinished run."""
+    configs = ("config.json", "model_index.json", "transformer/config.json")
+    unfinished = (path / "checkpoints").is_dir()
+    return path.is_file() or (not unfinished and any((path / name).is_file() for name in configs))

@@ -153,6 +153,16 @@ class Recipe(Strict):
     steps: dict[StepName, Step] = Field(min_length=1)
 
     @model_validator(mode="after")
+    def _plans_are_of_train_steps(self) -> Self:
+        trained = [name for name, step in self.steps.items() if isinstance(step, TrainStep)]
+        for name in self.plan.steps:
+            if name not in trained:
+                raise ValueError(
+                    f"plan.steps: no train step {name!r}; there are: {', '.join(trained) or 'none'}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _steps_refer_backwards(self) -> Self:
         seen: set[str] = set()
         for name, step in self.steps.items():
