@@ -136,7 +136,7 @@ def assumptions(step: TrainStep, plan: PlanOptions) -> list[str]:
         f"price: {price:g} USD a GPU-hour{source}; not a quotation, without idle time, features, storage",
         f"CO2: full power x {plan.overhead:g} for the site x {plan.kg_co2_per_kwh:g} kg/kWh",
         "FLOPs: forward and backward of every token, captions padded; recomputation is not counted",
-        "memory: whole model and optimiser on each GPU, fused attention, largest bucket, no fragmentation",
+        "memory: counted, not measured: whole model on each GPU, fused attention, largest bucket, no slack",
     ]
 
 
