@@ -210,7 +210,51 @@ def test_an_imported_store_is_repaired_from_what_was_imported(made: Path, tmp_pa
     result = repair_features(tmp_path / "store", RepairOptions(), Silent())
     assert (result["repaired"], result["different"]) == ([IMAGE], [])
     assert files(tmp_path / "store") == before
+    (tmp_path / "store" / "plan-00000.safetensors").unlink()
+    assert repair_features(tmp_path / "store", RepairOptions(), Silent())["sound"]
+    assert files(tmp_path / "store") == before
     (tmp_path / "export").rename(tmp_path / "gone")
     flip_byte(tmp_path / "store" / IMAGE, 0.5)
     with pytest.raises(UserError, match="is not a folder; give the folder of the features"):
         repair_features(tmp_path / "store", RepairOptions(), Silent())
+
+
+@pytest.mark.parametrize("lost", [IMAGE, "plan-00000.safetensors"])
+def test_an_import_that_has_changed_is_refused_and_the_store_stays_as_it_is(
+    made: Path, tmp_path: Path, lost: str
+) -> None:
+    export_features(made / "features", "hf", tmp_path / "export", Silent())
+    import_features(ImportFeaturesStep(source=str(tmp_path / "export")), tmp_path / "store", Silent())
+    flip_byte(tmp_path / "store" / TEXT, 0.5)
+    (tmp_path / "store" / lost).unlink()
+    damaged = files(tmp_path / "store")
+    fewer = make_step(write_pictures(tmp_path / "data", range(20)), made / "encoders")
+    run_extraction(fewer, tmp_path / "features", Silent())
+    export_features(tmp_path / "features", "hf", tmp_path / "other", Silent())
+    with pytest.raises(UserError, match=r"are gone from the data|no longer gives the same plan"):
+        repair_features(tmp_path / "store", RepairOptions(data=str(tmp_path / "other")), Silent())
+    assert files(tmp_path / "store") == damaged
+
+
+def test_a_lost_plan_that_the_data_no_longer_give_is_refused_and_the_store_stays_as_it_is(
+    made: Path, tmp_path: Path
+) -> None:
+    data, encoders = write_pictures(tmp_path / "data", range(24)), made / "encoders"
+    rows = [CaptionRow(image_id(f"{number:03d}.png"), f"kind {number % 3}") for number in range(24)]
+    captions = write_captions(tmp_path / "captions", rows)
+    store = tmp_path / "features"
+    run_extraction(make_step(data, encoders, captions=str(captions)), store, Silent())
+    whole = files(store)
+    (store / "plan-00000.safetensors").unlink()
+    (store / IMAGE).unlink()
+    damaged = files(store)
+    changed = write_captions(tmp_path / "changed", [CaptionRow(row.id, "new") for row in rows])
+    message = f"{store}/plan-00000.safetensors was lost, and the data no longer gives the same plan"
+    with pytest.raises(UserError, match=message):
+        repair_features(store, RepairOptions(captions=str(changed)), Silent())
+    data.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="are not there; say where"):
+        repair_features(store, RepairOptions(), Silent())
+    assert files(store) == damaged
+    assert repair_features(store, RepairOptions(data=str(tmp_path / "moved")), Silent())["sound"]
+    assert files(store) == whole

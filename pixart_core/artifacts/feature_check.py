@@ -18,7 +18,6 @@ from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Progress
 
 _WINDOW = 2**24  # bytes that are hashed at a time, and asked for ahead
-_TASK = "check (MB)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +55,7 @@ def verify(folder: Path, progress: Progress) -> list[Damage]:
         raise UserError(f"{folder} holds no feature store (no {INDEX})")
     damages = _check_index(index)
     total = sum(int(entry["bytes"]) for entry in index.entries.values())
-    progress.start(_TASK, total // 10**6)
-    meter = _Meter(progress)
+    meter = _Meter(progress, total)
     plan_damages: list[Damage] = []
     for entry in index.entries.values():
         if entry["kind"] == "plan":
@@ -73,7 +71,7 @@ def verify(folder: Path, progress: Progress) -> list[Damage]:
             damages += _check_shard(folder, entry, plan, planned.get(name), meter)
     damages += _check_names(folder, index, plan, planned)
     damages += _check_card(folder, index)
-    progress.finish(_TASK)
+    progress.finish(meter.task)
     progress.say(meter.told())
     return damages
 
@@ -90,19 +88,7 @@ def discard(folder: Path, damages: Iterable[Damage]) -> None:
     names = {damage.shard for damage in damages}
     if not names:
         return
-    index = read_index(folder)
-    segments = sorted(name for name, entry in index.entries.items() if entry["kind"] == "plan")
-    lost = [name for name in segments if name in names or not (folder / name).exists()]
-    if lost and lost != segments[-1:]:
-        raise UserError(
-            f"{folder}: {lost[0]} is one of several plans and cannot be made again; "
-            "delete the store and extract again"
-        )
-    settings = index.plan
-    if settings is None:
-        if lost or not segments:
-            raise UserError(f"{folder}: plan and index are lost; delete the store and extract again")
-        settings = FeaturePlan.load(folder).fingerprint
+    index, lost, settings = _replaceable(folder, names)
     # The line of a lost plan stays: the plan that is made again must be the same.
     kept = [entry for name, entry in index.entries.items() if name not in names or name in lost]
     try:
@@ -115,18 +101,44 @@ def discard(folder: Path, damages: Iterable[Damage]) -> None:
         raise PixartError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
+def refuse_irreplaceable(folder: Path, damages: Iterable[Damage]) -> None:
+    """Raises: UserError: what is lost cannot be made again, so `discard` would refuse."""
+    _replaceable(folder, {damage.shard for damage in damages})
+
+
+def _replaceable(folder: Path, names: set[str]) -> tuple[Index, list[str], str]:
+    """The index, the segments of the plan that are lost, and the fingerprint of its settings."""
+    index = read_index(folder)
+    segments = sorted(name for name, entry in index.entries.items() if entry["kind"] == "plan")
+    lost = [name for name in segments if name in names or not (folder / name).exists()]
+    if lost and lost != segments[-1:]:
+        raise UserError(
+            f"{folder}: {lost[0]} is one of several plans and cannot be made again; "
+            "delete the store and extract again"
+        )
+    if index.plan is not None:
+        return index, lost, index.plan
+    if lost or not segments:
+        raise UserError(f"{folder}: plan and index are lost; delete the store and extract again")
+    return index, lost, FeaturePlan.load(folder).fingerprint
+
+
 class _Meter:
     """Tells how much was read, and how fast."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
+        # A small store has no megabyte to count.
+        self.task, self._unit = ("check (MB)", 10**6) if total >= 10**7 else ("check (KB)", 10**3)
+        progress.start(self.task, total // self._unit)
         self._started = time.perf_counter()
         self._bytes = 0
         self.files = 0
 
     def add(self, count: int) -> None:
         before, self._bytes = self._bytes, self._bytes + count
-        self._progress.advance(_TASK, self._bytes // 10**6 - before // 10**6, f"{self._speed():.0f} MB/s")
+        count_now = self._bytes // self._unit - before // self._unit
+        self._progress.advance(self.task, count_now, f"{self._speed():.0f} MB/s")
 
     def told(self) -> str:
         size = f"{self._bytes / 1e9:.1f} GB" if self._bytes >= 10**9 else f"{self._bytes / 1e6:.1f} MB"

@@ -3,6 +3,7 @@
 Every sample is read twice: once to see that it is whole, before anything is written, and once to store it.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from pixart_core.encoders.imported_samples import DROPPED, UsableSamples, usable
 from pixart_core.encoders.reference_features import ReferenceSource, looks_like_reference
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
-from pixart_core.recipe.features import ImportFeaturesStep
+from pixart_core.recipe.features import ImportFeaturesStep, Storage
 
 _SHARD_SIZE = 2048
 
@@ -41,48 +42,88 @@ def import_features(step: ImportFeaturesStep, output: Path, progress: Progress) 
         UserError: the data cannot be used, or too many samples are missing or damaged.
         PixartError: the disk is full; published shards are kept.
     """
+    found = read_import(step, progress)
+    with only_launch(output):
+        return store_import(found, output, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundFeatures:
+    """Features that were read once, and can be stored."""
+
+    step: ImportFeaturesStep
+    source: FeatureSource
+    encoders: ImportedEncoders
+    samples: UsableSamples
+    storage: Storage
+    max_tokens: int
+
+    def plan(self, output: Path) -> FeaturePlan:
+        """Plan a store of all of them in `output`.
+
+        Raises:
+            UserError: another one is there.
+        """
+        settings = {
+            "storage": self.storage,
+            "max_tokens": self.max_tokens,
+            "flip": self.source.flips,
+            "imported": self.source.kind,
+            "vae": self.encoders.vae.get("hash"),
+            "text_encoder": self.encoders.text.get("hash"),
+        }
+        size = int(self.step.shard_size or self.source.known.get("shard_size") or _SHARD_SIZE)
+        plan = FeaturePlan.open(output, settings, tables=self.samples.tables, shard_size=size)
+        plan.extend(_planned(self.samples))
+        return plan
+
+
+def read_import(step: ImportFeaturesStep, progress: Progress) -> FoundFeatures:
+    """Read everything in `step.source` once; nothing is written.
+
+    Raises:
+        UserError: it cannot be used, or too many samples are missing or damaged.
+    """
     source = open_source(step)
     encoders = imported_encoders(step, source)
     samples = usable_samples(step, source, encoders, progress)
     storage = step.storage or source.known.get("storage") or "int8"
     max_tokens = int(source.known.get("max_tokens") or max(samples.longest_text, 120))
-    with only_launch(output):
-        settings = {
-            "storage": storage,
-            "max_tokens": max_tokens,
-            "flip": source.flips,
-            "imported": source.kind,
-            "vae": encoders.vae.get("hash"),
-            "text_encoder": encoders.text.get("hash"),
-        }
-        size = step.shard_size or source.known.get("shard_size") or _SHARD_SIZE
-        plan = FeaturePlan.open(output, settings, tables=samples.tables, shard_size=int(size))
-        plan.extend(_planned(samples))
-        write_text(
-            output / DROPPED, "".join(json.dumps(row, sort_keys=True) + "\n" for row in samples.dropped)
-        )
-        writer = FeatureWriter(output, plan, storage, first=True)
-        _write_texts(source, samples, encoders, plan, writer, progress)
-        _write_images(source, samples, plan, writer, progress)
-        details = {
-            "latent_channels": encoders.vae["latent_channels"],
-            "caption_channels": encoders.text["channels"],
-            "max_tokens": max_tokens,
-            "count": plan.count,
-            "captions": plan.captions,
-            "resolutions": list(plan.tables),
-            "buckets": {f"{height}x{width}": count for (height, width), count in plan.counts().items()},
-            "storage": storage,
-            "horizontal_flip": source.flips,
-            "empty_caption": encoders.empty_caption is not None
-            or any(not s.caption for s in samples.first.values()),
-            "vae": encoders.vae,
-            "text_encoder": encoders.text,
-            "label_names": list(source.known.get("label_names") or []),
-            "sources": {"import": str(Path(str(step.source)).resolve())},
-            "error": writer.errors(),
-        }
-        writer.finish(card_for("features", step, details))
+    return FoundFeatures(step, source, encoders, samples, storage, max_tokens)
+
+
+def store_import(found: FoundFeatures, output: Path, progress: Progress) -> dict[str, Any]:
+    """Write a feature store of `found`; `import_features` says what comes back. Call it as the only launch.
+
+    Raises:
+        UserError: another store is there.
+        PixartError: the disk is full; published shards are kept.
+    """
+    step, source, encoders, samples = found.step, found.source, found.encoders, found.samples
+    plan = found.plan(output)
+    write_text(output / DROPPED, "".join(json.dumps(row, sort_keys=True) + "\n" for row in samples.dropped))
+    writer = FeatureWriter(output, plan, found.storage, first=True)
+    _write_texts(source, samples, encoders, plan, writer, progress)
+    _write_images(source, samples, plan, writer, progress)
+    details = {
+        "latent_channels": encoders.vae["latent_channels"],
+        "caption_channels": encoders.text["channels"],
+        "max_tokens": found.max_tokens,
+        "count": plan.count,
+        "captions": plan.captions,
+        "resolutions": list(plan.tables),
+        "buckets": {f"{height}x{width}": count for (height, width), count in plan.counts().items()},
+        "storage": found.storage,
+        "horizontal_flip": source.flips,
+        "empty_caption": encoders.empty_caption is not None
+        or any(not s.caption for s in samples.first.values()),
+        "vae": encoders.vae,
+        "text_encoder": encoders.text,
+        "label_names": list(source.known.get("label_names") or []),
+        "sources": {"import": str(Path(str(step.source)).resolve())},
+        "error": writer.errors(),
+    }
+    writer.finish(card_for("features", step, details))
     told = {name: details[name] for name in ("count", "captions", "buckets", "storage", "error")}
     return {"output": str(output), "source": source.kind, **told, "dropped": len(samples.dropped)}
 

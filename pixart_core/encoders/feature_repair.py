@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pixart_core.artifacts.card import CARD, Card, read_card
-from pixart_core.artifacts.feature_check import Damage, discard, verify
+from pixart_core.artifacts.feature_check import Damage, discard, refuse_irreplaceable, verify
 from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_index import read_index
 from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, PlannedShard
@@ -23,11 +23,12 @@ from pixart_core.artifacts.publish import write_json
 from pixart_core.encoders.ahead import map_ahead
 from pixart_core.encoders.caption_texts import CaptionTexts
 from pixart_core.encoders.device import choose_device
-from pixart_core.encoders.extract import encode_missing, run_extraction
-from pixart_core.encoders.feature_data import TrainingData
+from pixart_core.encoders.extract import encode_missing, open_plan
+from pixart_core.encoders.feature_data import TrainingData, bucket_tables
 from pixart_core.encoders.feature_encode import shard_texts
-from pixart_core.encoders.feature_import import import_features, open_source
+from pixart_core.encoders.feature_import import read_import, store_import
 from pixart_core.encoders.feature_parts import Encoders, load_encoders
+from pixart_core.encoders.feature_replan import beside, replan, restore_plan
 from pixart_core.encoders.moved_data import manifest_of_store
 from pixart_core.errors import PixartError, UserError
 from pixart_core.launch import Processes
@@ -82,16 +83,17 @@ def repair_features(folder: Path, options: RepairOptions, progress: Progress) ->
             discard(folder, damages)
             progress.say(f"{folder} is unfinished: the command that began it makes the damaged shards again")
             return told
+        # Nothing is given up that cannot be made again.
+        refuse_irreplaceable(folder, damages)
         work = _work(folder, card, options, {damage.shard for damage in damages})
-        work.prepare()  # nothing is given up that cannot be made again
-        write_json(folder / REPAIR, dataclasses.asdict(card))
-        before = dict(read_index(folder).entries)
-        discard(folder, damages)
-        if isinstance(work, _Encode):
-            work.run(progress)
-    if not isinstance(work, _Encode):  # these take the folder themselves
+        with beside(folder) as scratch:
+            work.prepare(scratch, progress)
+            write_json(folder / REPAIR, dataclasses.asdict(card))
+            before = dict(read_index(folder).entries)
+            discard(folder, damages)
+            restore_plan(scratch, folder, work.lost)
         work.run(progress)
-    (folder / REPAIR).unlink()
+        (folder / REPAIR).unlink()
     return told | _compared(before, dict(read_index(folder).entries), work.names, progress)
 
 
@@ -112,29 +114,30 @@ class _Encode:
     """Encodes what is missing of a store from its data."""
 
     def __init__(self, folder: Path, card: Card, options: RepairOptions, lost: set[str]) -> None:
-        self.folder, self.card, self.options = folder, card, options
+        self.folder, self.card, self.options, self.lost = folder, card, options, lost
         self.sources = dict(card.details.get("sources") or {})
-        self.plan = FeaturePlan.load(folder)
-        there = read_index(folder).entries.keys() - lost
-        self.missing: list[PlannedShard] = [
-            shard for kind in KINDS for shard in self.plan.shards(kind) if shard.name not in there
-        ]
-        self.names = [shard.name for shard in self.missing]
-        self.step = _step(card, options, self.sources, sorted({shard.kind for shard in self.missing}))
+        self.missing: list[PlannedShard] = []
+        self.names: list[str] = []
 
-    def prepare(self) -> None:
+    def prepare(self, scratch: Path, progress: Progress) -> None:
         """Load the encoders and see that the data are those of before.
 
         Raises:
             UserError: something is gone or has changed.
         """
+        lost_plans = sorted(name for name in self.lost if name.startswith("plan-"))
+        if lost_plans:
+            self._open_data()
+            self.plan = replan(scratch, self.folder, self.lost, self._plan_in)
+        else:
+            self.plan = FeaturePlan.load(self.folder)
+        there = read_index(self.folder).entries.keys() - self.lost
+        self.missing = [s for kind in KINDS for s in self.plan.shards(kind) if s.name not in there]
+        self.names = lost_plans + [shard.name for shard in self.missing]
         if not self.missing:
             return
-        manifest = manifest_of_store(self.folder, self.sources["data"], self.options.data)
-        captions = self.options.captions or self.sources.get("captions")
-        if captions is not None and not Path(captions).is_dir():
-            raise UserError(f"{captions}: the captions of {self.folder} are not there; give --captions")
-        self.data = TrainingData(manifest, None if captions is None else CaptionTexts(Path(captions)))
+        self._open_data()
+        self.step = self._step(sorted({shard.kind for shard in self.missing}))
         self.encoders = load_encoders(self.step, choose_device(self.options.device))
         self._refuse_other_encoders(self.encoders)
         try:
@@ -144,6 +147,20 @@ class _Encode:
                 f"{self.folder}: its manifest lacks the image {error.args[0]}, so it is of other data; run "
                 "the command that made the store again, it makes only what is missing"
             ) from error
+
+    def _open_data(self) -> None:
+        manifest = manifest_of_store(self.folder, self.sources["data"], self.options.data)
+        captions = self.options.captions or self.sources.get("captions")
+        if captions is not None and not Path(captions).is_dir():
+            raise UserError(f"{captions}: the captions of {self.folder} are not there; give --captions")
+        self.data = TrainingData(manifest, None if captions is None else CaptionTexts(Path(captions)))
+
+    def _plan_in(self, folder: Path) -> FeaturePlan:
+        step = self._step(())
+        tables = bucket_tables(step)
+        plan = open_plan(step, folder, tables)
+        plan.extend(self.data.planned(tables))
+        return plan
 
     def _refuse_other_data(self) -> None:
         images = [self.plan.ids(shard.rows) for shard in self.missing if shard.kind == "image"]
@@ -158,9 +175,10 @@ class _Encode:
     def run(self, progress: Progress) -> None:
         """Make the missing shards and write the card that was there."""
         storage = self.plan.settings["storage"]
-        writer = FeatureWriter(self.folder, self.plan, storage, first=True)
+        plan = FeaturePlan.load(self.folder)
+        writer = FeatureWriter(self.folder, plan, storage, first=True)
         if self.missing:
-            encode_missing(self.step, self.encoders, self.data, self.plan, writer, Processes(), progress)
+            encode_missing(self.step, self.encoders, self.data, plan, writer, Processes(), progress)
         if not writer.finish(self.card):
             raise PixartError(f"{self.folder}: shards are still missing; repair it again")
 
@@ -174,65 +192,49 @@ class _Encode:
                     f"{now['source']} has the weights {now['hash']}; give --{name.replace('_', '-')}"
                 )
 
-
-class _ExtractAgain:
-    """Plans the store anew, because its plan is lost, and makes what is missing then."""
-
-    def __init__(self, folder: Path, card: Card, options: RepairOptions, lost: set[str]) -> None:
-        self.folder, self.names = folder, sorted(lost)
-        self.step = _step(card, options, dict(card.details.get("sources") or {}), ())
-
-    def prepare(self) -> None:
-        """Nothing is known without the plan."""
-
-    def run(self, progress: Progress) -> None:
-        """Raises: UserError: the data no longer give the same plan."""
-        run_extraction(self.step, self.folder, progress)
+    def _step(self, kinds: Sequence[str]) -> ExtractFeaturesStep:
+        """The options of the card, for these parts alone."""
+        card, options = self.card, self.options
+        changes = {
+            "data": options.data or self.sources["data"],
+            "captions": options.captions or self.sources.get("captions"),
+            "vae": options.vae or card.details["vae"]["source"],
+            "text_encoder": options.text_encoder or card.details["text_encoder"]["source"],
+            "device": options.device or card.options.get("device"),
+            "only": kinds[0] if len(kinds) == 1 else None,
+        }
+        return ExtractFeaturesStep.model_validate(dict(card.options) | changes)
 
 
 class _ImportAgain:
     """Imports what is missing once more."""
 
     def __init__(self, folder: Path, card: Card, options: RepairOptions, lost: set[str]) -> None:
-        self.folder, self.names = folder, sorted(lost)
+        self.folder, self.names, self.lost = folder, sorted(lost), lost
         source = options.data or card.details["sources"]["import"]
         self.step = ImportFeaturesStep.model_validate(dict(card.options) | {"source": source})
 
-    def prepare(self) -> None:
-        """Raises: UserError: what was imported is gone."""
-        open_source(self.step)
+    def prepare(self, scratch: Path, progress: Progress) -> None:
+        """Read what was imported, and see that it gives the same store.
+
+        Raises:
+            UserError: it is gone, damaged or has changed.
+        """
+        self.found = read_import(self.step, progress)
+        replan(scratch, self.folder, self.lost, self.found.plan)
 
     def run(self, progress: Progress) -> None:
         """Make the missing shards."""
-        import_features(self.step, self.folder, progress)
+        store_import(self.found, self.folder, progress)
 
 
-def _work(
-    folder: Path, card: Card, options: RepairOptions, lost: set[str]
-) -> _Encode | _ExtractAgain | _ImportAgain:
+def _work(folder: Path, card: Card, options: RepairOptions, lost: set[str]) -> _Encode | _ImportAgain:
     sources = card.details.get("sources") or {}
     if "import" in sources:
         return _ImportAgain(folder, card, options, lost)
     if "data" not in sources:
         raise UserError(f"{folder}: its card does not say where its data lay; it cannot be repaired")
-    if any(name.startswith("plan-") for name in lost):
-        return _ExtractAgain(folder, card, options, lost)
     return _Encode(folder, card, options, lost)
-
-
-def _step(
-    card: Card, options: RepairOptions, sources: dict[str, str], kinds: Sequence[str]
-) -> ExtractFeaturesStep:
-    """The options of the card, for these parts alone."""
-    changes = {
-        "data": options.data or sources["data"],
-        "captions": options.captions or sources.get("captions"),
-        "vae": options.vae or card.details["vae"]["source"],
-        "text_encoder": options.text_encoder or card.details["text_encoder"]["source"],
-        "device": options.device or card.options.get("device"),
-        "only": kinds[0] if len(kinds) == 1 else None,
-    }
-    return ExtractFeaturesStep.model_validate(dict(card.options) | changes)
 
 
 def _told(folder: Path, damages: Sequence[Damage], progress: Progress) -> dict[str, Any]:
