@@ -153,6 +153,7 @@ def small_source(count: int = 14, **options: object) -> Source:
             height=10 + number,
             width=20 + number,
             buckets=tuple(table[number % 3 == 0] for table in tables.values()),
+            digest=f"{number + 1:016x}",
         )
         for number in range(count)
     ]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from stores import Source, files, small_source
 
 from pixart_core.artifacts.card import CARD, Card
@@ -122,6 +123,7 @@ def test_shards_hold_the_same_rows_at_every_resolution(tmp_path: Path) -> None:
         ({"label": 7}, "have another label now"),
         ({"width": 1}, "have another size now"),
         ({"buckets": ((16, 16), (32, 32))}, "have another bucket now"),
+        ({"digest": f"{8:016x}"}, "1 of the images in .* have another content now, e.g. id-3"),
         (None, "1 of 14 images that .* was planned with are gone from the data, e.g. id-3"),
     ],
 )
@@ -134,6 +136,23 @@ def test_data_that_changed_is_refused(tmp_path: Path, change: dict[str, object] 
     with pytest.raises(UserError, match=message):
         source.open(tmp_path)
     assert files(tmp_path) == before
+
+
+def test_a_content_that_is_unknown_once_is_no_change(tmp_path: Path) -> None:
+    small_source().extract(tmp_path)
+    source = small_source(20)
+    source.images[3] = dataclasses.replace(source.images[3], digest=None)
+    source.images[19] = dataclasses.replace(source.images[19], digest=None)
+    source.extract(tmp_path)
+    assert load_file(tmp_path / "plan-00001.safetensors")["content"].tolist() == [*range(15, 20), 0]
+    small_source(20).open(tmp_path)
+    for name in ("plan-00000.safetensors", "plan-00001.safetensors"):  # as they were before the column
+        columns = load_file(tmp_path / name)
+        del columns["content"]
+        with safe_open(tmp_path / name, "numpy") as file:
+            save_file(columns, tmp_path / name, file.metadata())
+    source.images[3] = dataclasses.replace(source.images[3], digest="f" * 16)
+    assert FeaturePlan.load(tmp_path).extend(source.images) == 0
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from pixart_core.artifacts.caption_parts import PARTS, mend_part, part_files
 from pixart_core.artifacts.caption_plan import Batches, PositionOf, Positions
 from pixart_core.artifacts.captions import CAPTIONS, SETTINGS, CaptionRow, parse_row, rows_of, write_captions
 from pixart_core.artifacts.card import CARD
+from pixart_core.artifacts.image_records import digest_number
 from pixart_core.artifacts.publish import write_json
 from pixart_core.errors import UserError
 
@@ -35,21 +36,32 @@ Order = Callable[[Positions], Positions]
 class CaptionWork:
     """What the first process knows of a folder of captions, which it has locked.
 
-    Mends what a killed launch left. Takes some 50 bytes of memory an image.
+    Mends what a killed launch left. Takes some 60 bytes of memory an image.
 
     Args:
         settings: what decides a caption (model, prompt, ...): must be the same as before.
         ids: of all images, in the order of the manifest.
+        digests: of the same images (`digest_number`); read when `ids` have been.
+
+    Attributes:
+        changed: by position, whether a caption is there that was made of another picture.
 
     Raises:
         UserError: other settings than before, processes of an earlier launch at work, or a damaged row.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], ids: Iterable[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        ids: Iterable[str],
+        digests: Sequence[int] | None = None,
+    ) -> None:
         (folder / PARTS).mkdir(exist_ok=True)
         (folder / PARTS / TODO).unlink(missing_ok=True)  # of a launch before
         self.folder = folder
         self.position = PositionOf(ids)
+        self._digests = np.asarray([] if digests is None else digests, np.uint64)
         self._settings = dict(settings)
         self._find_rows()
         before = _read_settings(folder)
@@ -69,6 +81,7 @@ class CaptionWork:
         # Number of the file << _SHIFT | where the row begins in it.
         self._places = np.full(len(self.position), _NONE, np.int64)
         self._failed = np.zeros(len(self.position), np.bool_)
+        self.changed = np.zeros(len(self.position), np.bool_)
         self.others: dict[str, int] = {}
         """Rows of images that are not in the manifest: of data that was larger once."""
         for number, file in enumerate(self._files):
@@ -79,6 +92,11 @@ class CaptionWork:
                         self.others[row.id] = place
                 elif not row.failed or self._places[position] == _NONE or self._failed[position]:
                     self._places[position], self._failed[position] = place, row.failed
+                    self.changed[position] = self._is_other(position, row)
+
+    def _is_other(self, position: int, row: CaptionRow) -> bool:
+        now = int(self._digests[position]) if len(self._digests) else 0
+        return 0 not in (now, before := digest_number(row.digest)) and now != before
 
     @property
     def complete(self) -> bool:

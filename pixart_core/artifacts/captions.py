@@ -29,6 +29,7 @@ class CaptionRow:
         attempt: 0 for the greedy answer, else the number of the sampled one that was kept.
         tokens: length for the text encoder, end token included, if its tokenizer was at hand.
         excluded: later steps leave this image out (`exclude_flagged`, and always where it failed).
+        digest: that of the picture that was captioned (`ImageRecord.digest`), None where it is unknown.
     """
 
     id: str
@@ -38,6 +39,7 @@ class CaptionRow:
     tokens: int | None = None
     excluded: bool = False
     reason: str | None = None
+    digest: str | None = None
 
     @property
     def failed(self) -> bool:

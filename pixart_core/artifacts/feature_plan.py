@@ -239,9 +239,8 @@ class FeaturePlan:
                 f"data, e.g. {gone[0].decode()}; restore them or choose another output"
             )
         old = planned >= 0
-        for name in ("caption", "label", "size", "bucket"):
-            differs = self._segments.at(name, planned[old]) != found[name][old]
-            differs = differs.reshape(len(differs), -1).any(1) if differs.size else differs
+        for name in ("caption", "label", "size", "bucket", "content"):
+            differs = self._segments.differing(name, planned[old], found[name][old])
             if differs.any():
                 example = found["id"][old][differs][0].decode()
                 raise UserError(

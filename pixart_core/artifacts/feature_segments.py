@@ -2,7 +2,8 @@
 
 Columns, a row an image: `id`, `label` (-1: none), `size` (original height, width in pixels), `caption`
 (number of a distinct caption in the whole store; 0 is the empty one), `bucket` (place in the table of each
-resolution); and `digest`, 16 bytes of blake2b for each distinct caption that the segment adds.
+resolution), `content` (digest of the encoded image, 0 where it is unknown); and `digest`, 16 bytes of blake2b
+for each distinct caption that the segment adds.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 import xxhash
 
 from pixart_core.artifacts.feature_files import REPAIR, MappedFile, map_columns
+from pixart_core.artifacts.image_records import digest_number
 from pixart_core.errors import UserError
 
 Bucket = tuple[int, int]  # (height, width) in pixels
@@ -34,6 +36,7 @@ class PlannedImage:
         label: class of stage 1, None where there is none.
         height, width: original size in pixels.
         buckets: its bucket at each resolution, in the order of the plan's tables.
+        digest: `ImageRecord.digest`, None where it is unknown.
     """
 
     id: str
@@ -42,6 +45,7 @@ class PlannedImage:
     height: int
     width: int
     buckets: tuple[Bucket, ...]
+    digest: str | None = None
 
 
 class Segments:
@@ -51,7 +55,7 @@ class Segments:
         self.folder = folder
         self.files: list[MappedFile] = []
         while (folder / self.next_name).exists():
-            self.files.append(map_columns(folder / self.next_name))
+            self.files.append(_with_content(map_columns(folder / self.next_name)))
 
     @property
     def names(self) -> list[str]:
@@ -84,6 +88,14 @@ class Segments:
             found[here] = parts[number][rows[here] - starts[number]]
         return found
 
+    def differing(self, name: str, rows: np.ndarray, now: np.ndarray) -> np.ndarray:
+        """For each of `rows`, whether the long column `name` says something else than `now`."""
+        before = self.at(name, rows)
+        differs = before != now
+        if name == "content":
+            differs &= (before != 0) & (now != 0)
+        return differs.reshape(len(differs), -1).any(1) if differs.size else differs
+
     def ids(self, rows: np.ndarray) -> list[str]:
         """Manifest ids of `rows`."""
         if len(self.files) == 1:
@@ -111,6 +123,12 @@ class Segments:
             "bytes": len(file.memory),
             "xxh3_128": xxhash.xxh3_128(file.memory).hexdigest(),
         }
+
+
+def _with_content(file: MappedFile) -> MappedFile:
+    """Segments of before images had digests lack that column."""
+    unknown = np.broadcast_to(np.uint64(0), len(file.columns["id"]))
+    return dataclasses.replace(file, columns={"content": unknown, **file.columns})
 
 
 def stored_settings(path: Path, segment: MappedFile) -> dict[str, Any]:
@@ -156,6 +174,7 @@ def image_columns(images: Iterable[PlannedImage], tables: Iterable[Sequence[Buck
         "label": [np.empty(0, np.int32)],
         "size": [np.empty((0, 2), np.int32)],
         "bucket": [np.empty((0, len(places)), np.int16)],
+        "content": [np.empty(0, np.uint64)],
         "digest": [np.empty(0, "S16")],
     }
     iterator = iter(images)
@@ -166,6 +185,7 @@ def image_columns(images: Iterable[PlannedImage], tables: Iterable[Sequence[Buck
         chunks["label"].append(np.array(labels, np.int32))
         chunks["size"].append(np.array([(image.height, image.width) for image in chunk], np.int32))
         chunks["bucket"].append(np.array(buckets, np.int16))
+        chunks["content"].append(np.array([digest_number(image.digest) for image in chunk], np.uint64))
         chunks["digest"].append(caption_digests(image.caption for image in chunk))
     found = {name: np.concatenate(parts) for name, parts in chunks.items()}
     ids = np.sort(found["id"])

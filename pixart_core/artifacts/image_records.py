@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self, overload
 
 import numpy as np
+import xxhash
 
 from pixart_core.errors import UserError
 
@@ -34,6 +35,8 @@ class ImageRecord:
         split: "train" or "heldout".
         meta: the sample's JSON, or the exact ground truth of a generated picture.
         offset, length: where the member's bytes lie in a tar archive, if known: spares reading its headers.
+        digest: `content_digest` of the encoded image, None where nobody looked: names and sizes stay when
+            a picture is replaced by another.
     """
 
     id: str
@@ -47,16 +50,29 @@ class ImageRecord:
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     offset: int | None = None
     length: int | None = None
+    digest: str | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The fields as JSON values; unknown places in archives are left out."""
+        """The fields as JSON values; unknown places in archives and digests are left out."""
         row = {name: getattr(self, name) for name in _FIELDS}
         if self.offset is None:
             del row["offset"], row["length"]
+        if self.digest is None:
+            del row["digest"]
         return row
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ImageRecord))
+
+
+def content_digest(data: bytes) -> str:
+    """16 hex digits (XXH3, 64 bits) by which the bytes of an encoded image are known."""
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def digest_number(digest: str | None) -> int:
+    """A digest for arrays of uint64; 0 for an unknown one."""
+    return 0 if digest is None else int(digest, 16)
 
 
 def json_line(row: Mapping[str, Any]) -> str:

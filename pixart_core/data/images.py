@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from pixart_core.artifacts.manifest import ImageRecord
+from pixart_core.artifacts.image_records import ImageRecord, content_digest
 from pixart_core.data.tars import TarReader, read_known_member
 from pixart_core.errors import PixartError, UserError
 
@@ -144,6 +144,13 @@ def resize_and_crop(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
 
 
+def _change(record: ImageRecord, image: Image.Image) -> str:
+    before, now = f"{record.width}x{record.height}", f"{image.width}x{image.height}"
+    if before != now:
+        return f"has {now} pixels, it had {before} when it was scanned"
+    return "is not the picture that was scanned"
+
+
 class ImageReader:
     """Reads the images of a manifest in any order; archives stay open. Safe to use from threads."""
 
@@ -159,13 +166,17 @@ class ImageReader:
         """The image of `record`, RGB.
 
         Raises:
-            UserError: the file, archive or member is gone, or no longer a usable image.
+            UserError: the file, archive or member is gone, or no longer the image that was scanned.
         """
+        data = self.read_bytes(record)
+        place = record.path if record.member is None else f"{record.path}, {record.member}"
         try:
-            return decode_image(self.read_bytes(record))
+            image = decode_image(data)
         except UnusableImageError as error:
-            place = record.path if record.member is None else f"{record.path}, {record.member}"
             raise UserError(f"{place}: {error}; it was usable when the manifest was made") from error
+        if record.digest is not None and content_digest(data) != record.digest:
+            raise UserError(f"{place} {_change(record, image)}; restore it, or make the manifest again")
+        return image
 
     def read_bytes(self, record: ImageRecord) -> bytes:
         """The encoded image, as it lies in the file, archive or hub data set.

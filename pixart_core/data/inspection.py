@@ -16,6 +16,7 @@ import xxhash
 from PIL import Image
 
 from pixart_core.artifacts.card import fingerprint
+from pixart_core.artifacts.image_records import content_digest
 from pixart_core.data.candidates import Candidate, Part, Problem
 from pixart_core.data.images import UnusableImageError, decode_image
 from pixart_core.data.perceptual import look_of
@@ -27,7 +28,7 @@ Fact = Literal["bytes", "pixels", "look"]
 
 ALL_FACTS: frozenset[Fact] = frozenset(("bytes", "pixels", "look"))
 
-_RULES = 1  # of `inspect_candidate`; counted up when it finds something else in the same file
+_RULES = 2  # of `inspect_candidate`; counted up when it finds something else in the same file
 _CHUNK = 256  # images of a line of the log
 _TASK = 8  # images that a thread takes at a time
 _WAITING = 256  # chunks that may wait for an earlier one
@@ -55,6 +56,7 @@ def inspect_candidate(candidate: Candidate, facts: frozenset[Fact]) -> Inspected
         hashlib.sha256(data).hexdigest() if "bytes" in facts else None,
         pixels_hash(image) if "pixels" in facts else None,
         None if look is None else look.hex(),
+        content_digest(data),
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ class Inspected:
         bytes_hash: SHA-256 of the file, hex.
         pixels_hash: of size and decoded pixels, hex.
         look: `perceptual.look_of`, hex; None for a flat picture too.
+        digest: `content_digest` of the file.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Inspected:
     bytes_hash: str | None = None
     pixels_hash: str | None = None
     look: str | None = None
+    digest: str | None = None
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Inspected)} | {"meta": {}}

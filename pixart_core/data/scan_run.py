@@ -94,6 +94,7 @@ class Scan:
                 image.id, _absolute(image.path, root), image.member, image.width, image.height,
                 image.caption, None if label is None else index[label],
                 "heldout" if heldout else "train", image.meta, image.offset, image.length,
+                image.digest,
             )  # fmt: skip
 
     def write_flags(self, path: Path) -> None:

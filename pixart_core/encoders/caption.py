@@ -1,21 +1,28 @@
 """`pixart caption`: describe every image of a data set densely (paper 2.4, A.4)."""
 
+import array
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Generator, Iterable, Sequence
+import shutil
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pixart_core.artifacts.caption_parts import locked_captions, open_part
+import numpy as np
+
+from pixart_core.artifacts.caption_parts import PARTS, locked_captions, open_part
 from pixart_core.artifacts.caption_work import CaptionWork, Positions, clear_parts, read_todo
 from pixart_core.artifacts.captions import CaptionRow
 from pixart_core.artifacts.card import card_for, fingerprint_input, read_card
+from pixart_core.artifacts.image_records import digest_number
 from pixart_core.artifacts.manifest import ImageRecord, Manifest
+from pixart_core.artifacts.manifest_guard import manifest_kept_on_failure
 from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import manifest_for
 from pixart_core.encoders.caption_finish import load_tokens, publish_captions
 from pixart_core.encoders.caption_rows import prompt_for
-from pixart_core.errors import PixartError
+from pixart_core.errors import PixartError, UserError
 from pixart_core.launch import Processes, connect
 from pixart_core.progress import Progress
 from pixart_core.recipe.caption import CaptionStep
@@ -47,8 +54,10 @@ def run_caption(step: CaptionStep, output: Path, progress: Progress) -> dict[str
         processes.wait()
         return _result(step, output, 0)
     with locked_captions(output):
-        manifest = manifest_for(step, output / "manifest", progress, processes)
-        work = _begin(step, output, manifest, progress)
+        found = (output / "manifest").exists()
+        with manifest_kept_on_failure(output / "manifest"):
+            manifest = manifest_for(step, output / "manifest", progress, processes)
+            work = _begin(step, output, manifest, progress, found)  # refuses other pictures
         processes.wait()
         todo = len(read_todo(output).positions)
         caption_share(step, output, manifest, processes, progress)
@@ -77,10 +86,13 @@ def caption_share(
     progress.start("caption", count)
     with contextlib.ExitStack() as stack:
         part = stack.enter_context(open_part(output, processes.rank))
-        records = ([manifest.records[position] for position in todo[number]] for number in mine)
+        digests: dict[str, str | None] = {}  # of the images whose rows are being made
+        records = (
+            _noted([manifest.records[position] for position in todo[number]], digests) for number in mine
+        )
         source = _rows(step, records, ImageReader(manifest.folder), processes, progress)
         for rows in stack.enter_context(contextlib.closing(source)):
-            part.append(rows)
+            part.append([_with_digest(row, digests.pop(row.id)) for row in rows])
             for row in rows:
                 failed, in_a_row = (failed + 1, in_a_row + 1) if row.failed else (failed, 0)
             done += len(rows)
@@ -90,6 +102,16 @@ def caption_share(
                 raise PixartError(_too_many(step, manifest, last, done, failed))
             progress.advance("caption", len(rows), note=" ".join(rows[-1].caption.split())[:60])
     progress.finish("caption")
+
+
+def _noted(records: list[ImageRecord], digests: dict[str, str | None]) -> list[ImageRecord]:
+    digests.update((record.id, record.digest) for record in records)
+    return records
+
+
+def _with_digest(row: CaptionRow, digest: str | None) -> CaptionRow:
+    # An image that failed may be mended: any picture in its place is welcome.
+    return row if row.failed else dataclasses.replace(row, digest=digest)
 
 
 def _rows(
@@ -110,8 +132,14 @@ def _rows(
         yield from local_rows(step, batches, reader, prompt_of, processes, progress)
 
 
-def _begin(step: CaptionStep, output: Path, manifest: Manifest, progress: Progress) -> CaptionWork | None:
-    """Plan what is to do, for all processes; None where all is done and published."""
+def _begin(
+    step: CaptionStep, output: Path, manifest: Manifest, progress: Progress, scanned_before: bool
+) -> CaptionWork | None:
+    """Plan what is to do, for all processes; None where all is done and published.
+
+    Raises:
+        UserError: `output` holds captions made otherwise, or of other pictures.
+    """
     card = read_card(output)
     finished = card is not None and card["fingerprint"] == card_for("captions", step, {}).fingerprint
     if finished and card is not None and not card["details"].get("failed"):
@@ -119,7 +147,20 @@ def _begin(step: CaptionStep, output: Path, manifest: Manifest, progress: Progre
         return None
     if step.tokenizer is not None:
         load_tokens(step, progress)  # a mistake shall show now, not after days
-    work = CaptionWork(output, _settings(step), (record.id for record in manifest.records))
+    digests = array.array("Q")
+
+    def ids() -> Iterator[str]:
+        for record in manifest.records:
+            digests.append(digest_number(record.digest))
+            yield record.id
+
+    work = CaptionWork(output, _settings(step), ids(), digests)
+    if work.changed.any():
+        if not scanned_before:  # a manifest of other data says later what the captions are of
+            shutil.rmtree(output / "manifest", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (output / PARTS).rmdir()  # where it is empty, all was finished
+        raise UserError(_changed(work, output, manifest))
     if work.complete:
         return work
 
@@ -132,6 +173,16 @@ def _begin(step: CaptionStep, output: Path, manifest: Manifest, progress: Progre
 
     work.plan(1 if step.api_base is not None else step.batch_size, order)
     return work
+
+
+def _changed(work: CaptionWork, output: Path, manifest: Manifest) -> str:
+    changed = np.flatnonzero(work.changed)
+    record = manifest.records[int(changed[0])]
+    place = record.path if record.member is None else f"{record.path}, {record.member}"
+    return (
+        f"{len(changed)} of {len(manifest.records)} images are not those that {output} holds captions of, "
+        f"e.g. {place}; choose another output, or restore the data"
+    )
 
 
 def _settings(step: CaptionStep) -> dict[str, Any]:

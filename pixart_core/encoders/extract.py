@@ -60,7 +60,7 @@ def run_extraction(step: ExtractFeaturesStep, output: Path, progress: Progress) 
             with manifest_kept_on_failure(output / "manifest"):
                 data = training_data(step, output / "manifest", progress)
                 if step.captions is not None:
-                    data.tell_of_other_pictures(Path(str(step.captions)), progress)
+                    data.refuse_other_pictures(Path(str(step.captions)), progress)
                 new = plan.extend(data.planned(tables))  # refuses data that are not those of before
             if new < plan.count and new:
                 progress.say(f"{new} images are new; {plan.count - new} were planned before")

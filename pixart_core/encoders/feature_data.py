@@ -11,7 +11,7 @@ from pixart_core.artifacts.manifest import ImageRecord, Manifest
 from pixart_core.data.buckets import assign_bucket, bucket_table
 from pixart_core.data.images import ImageReader
 from pixart_core.data.scan import manifest_for
-from pixart_core.encoders.caption_match import other_shapes
+from pixart_core.encoders.caption_match import compare_pictures
 from pixart_core.encoders.caption_texts import CaptionTexts, IdLookup
 from pixart_core.encoders.vae import read_vae_downsampling
 from pixart_core.errors import UserError
@@ -74,13 +74,24 @@ class TrainingData:
         record = self.record(name)
         return record.path if record.member is None else f"{record.path}, {record.member}"
 
-    def tell_of_other_pictures(self, captions: Path, progress: Progress) -> None:
-        """Warn where `captions` seem to be of other data with the same names."""
-        count, known, example = other_shapes(captions, (self._records[int(n)] for n in self._kept))
-        if count:
+    def refuse_other_pictures(self, captions: Path, progress: Progress) -> None:
+        """Look whether `captions` are of other data with the same names; warn where that only seems so.
+
+        Raises:
+            UserError: they were made of other files, by the digests of both manifests.
+        """
+        match = compare_pictures(captions, (self._records[int(n)] for n in self._kept))
+        if match.other_files:
+            raise UserError(
+                f"{match.other_files} of {match.common} images are not those that {captions} describes, e.g. "
+                f"{self.place(match.example)}; caption these, or, if they are copies that the captions still "
+                f"fit, move {match.folder} elsewhere"
+            )
+        if match.other_shapes:
             progress.say(
-                f"{count} of {known} images have another shape than those that {captions} describes, e.g. "
-                f"{self.place(example)}: unless they were cropped since, these are captions of other data"
+                f"{match.other_shapes} of {match.common} images have another shape than those that "
+                f"{captions} describes, e.g. {self.place(match.example)}: unless they were cropped since, "
+                "these are captions of other data"
             )
 
     def planned(self, tables: Tables) -> Iterator[PlannedImage]:
@@ -91,7 +102,8 @@ class TrainingData:
             size = (record.height, record.width)
             if size not in nearest:
                 nearest[size] = tuple(assign_bucket(*size, table) for table in tables.values())
-            yield PlannedImage(record.id, self._caption(record), record.label, *size, nearest[size])
+            caption, buckets = self._caption(record), nearest[size]
+            yield PlannedImage(record.id, caption, record.label, *size, buckets, record.digest)
 
     def _caption(self, record: ImageRecord) -> str:
         text = record.caption if self._captions is None else self._captions.text(record.id)
