@@ -1,5 +1,6 @@
 """Laws of captions and the pictures they describe: names may stay when a picture is another one."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from broken_images import encode, noise
 from PIL import Image
 
 from pixart_core.artifacts.captions import read_captions
-from pixart_core.artifacts.manifest import read_manifest
+from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.image_records import json_line
+from pixart_core.artifacts.manifest import MANIFEST, ImageRecord, read_manifest
 from pixart_core.data.scan import manifest_for
 from pixart_core.data.scan_log import INSPECTED
 from pixart_core.encoders.caption import run_caption
@@ -107,3 +110,17 @@ def test_a_picture_replaced_after_the_scan_gets_no_caption_until_it_is_looked_at
     (data / "2.png").write_bytes(good)
     assert run_caption(step, output, Silent())["failed"] == 0
     assert all(row.digest for row in read_captions(output).values())
+
+
+@pytest.mark.parametrize("digest", ["none", "zzzzzzzzzzzzzzzz", 7])
+def test_a_digest_that_is_none_is_a_damaged_row(tmp_path: Path, digest: object) -> None:
+    row = {"id": "0" * 16, "caption": "a fox", "flags": [], "digest": digest}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row) + "\n")
+    Card("captions", {}, {}).write(tmp_path)
+    with pytest.raises(UserError, match=r"captions\.jsonl:1: damaged row"):
+        read_captions(tmp_path)
+    record = ImageRecord("0" * 16, "0.png", None, 8, 8, None, None, "train").as_row() | {"digest": digest}
+    (tmp_path / MANIFEST).write_text(json_line(record))
+    Card("manifest", {}, {"images": 1}).write(tmp_path)
+    with pytest.raises(UserError, match=r"manifest\.jsonl:1: not an image record"):
+        list(read_manifest(tmp_path).records)

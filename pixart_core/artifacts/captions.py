@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.image_records import digest_number
 from pixart_core.artifacts.publish import staged_file, write_text
 from pixart_core.errors import UserError
 
@@ -94,8 +95,10 @@ def parse_row(line: bytes) -> CaptionRow:
     Raises:
         ValueError, KeyError, TypeError: it is none.
     """
-    row = json.loads(line)
-    return CaptionRow(**(row | {"flags": tuple(row["flags"])}))
+    values = json.loads(line)
+    row = CaptionRow(**(values | {"flags": tuple(values["flags"])}))
+    digest_number(row.digest)
+    return row
 
 
 def row_line(row: CaptionRow) -> str:

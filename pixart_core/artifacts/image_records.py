@@ -71,8 +71,16 @@ def content_digest(data: bytes) -> str:
 
 
 def digest_number(digest: str | None) -> int:
-    """A digest for arrays of uint64; 0 for an unknown one."""
-    return 0 if digest is None else int(digest, 16)
+    """A digest for arrays of uint64; 0 for an unknown one.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    if digest is None:
+        return 0
+    if len(digest) != 16:
+        raise ValueError(f"{digest!r} is no digest")
+    return int(digest, 16)
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -174,6 +182,7 @@ class StoredRecords(Sequence[ImageRecord]):
     def _record(self, number: int) -> ImageRecord:
         try:
             record = ImageRecord(**json.loads(self._line(number).decode()))
+            digest_number(record.digest)
         except (ValueError, TypeError) as error:
             raise UserError(f"{self._path}:{number + 1}: not an image record ({error})") from error
         return record if self._change is None else self._change(record)
