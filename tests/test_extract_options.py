@@ -257,6 +257,9 @@ def test_captions_share_a_batch_with_those_of_their_length(
         ({"max_tokens": 0}, "greater than 0"),
         ({"batch_size": -1}, "greater than 0"),
         ({"horizontal_flip": "maybe"}, "valid boolean"),
+        ({"aspect_buckets": "paper", "resolution": 32}, "paper has tables for 256, 512, 1024"),
+        ({"aspect_buckets": "paper", "resolutions": [256, 64]}, "tables for 256, 512, 1024 pixels, not 64"),
+        ({"aspect_buckets": [[16, 16], [16, 16]]}, "a size is given twice"),
     ],
 )
 def test_bad_options_are_refused(
@@ -276,7 +279,6 @@ def test_bad_options_are_refused(
             "62 px at resolution 64 is no whole number",
         ),
         ({"resolutions": [32, 64], "aspect_buckets": [[32, 32], [64, 64]]}, "64x64 .* two resolutions"),
-        ({"aspect_buckets": "paper", "resolution": 32}, "paper has tables for 256, 512, 1024"),
         ({"heldout_fraction": 1.0}, "all are held out"),
         ({"device": "cuda:7"}, "device: 'cuda:7'"),
         ({"vae": "/nowhere"}, "/nowhere is not a folder; give the folder or the hub id of a vae"),

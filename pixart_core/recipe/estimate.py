@@ -1,7 +1,6 @@
 """What a step would cost, from its options and the cards of its inputs alone (for `--dry-run`)."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from pixart_core.recipe.data import DataOptions, ShapesStep
 from pixart_core.recipe.expected import expect
 from pixart_core.recipe.feature_estimate import estimate_features
 from pixart_core.recipe.features import ExtractFeaturesStep
+from pixart_core.recipe.image_counts import count_images
 from pixart_core.recipe.plan import resolve_sources
 from pixart_core.recipe.planning import PlanOptions
 from pixart_core.recipe.schema import Recipe, SampleStep
 from pixart_core.recipe.training import TrainStep
-
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
 
 def estimate(step: BaseModel) -> dict[str, Any]:
@@ -26,11 +24,11 @@ def estimate(step: BaseModel) -> dict[str, Any]:
     if isinstance(step, ShapesStep):
         return {"images": step.count + step.heldout}
     if isinstance(step, DataOptions):
-        images = count_images(str(step.data))
-        images = None if images is None else min(images, step.limit or images)
+        images, uncounted = count_images(str(step.data), step.limit)
+        known: dict[str, Any] = {"images_unknown": uncounted} if uncounted else {}
         if isinstance(step, ExtractFeaturesStep):
-            return estimate_features(step, images)
-        return {} if images is None else {"images": images}
+            return known | estimate_features(step, images)
+        return known if images is None else {"images": images}
     if isinstance(step, TrainStep):
         return estimate_training(step)
     if isinstance(step, SampleStep):
@@ -61,21 +59,6 @@ def estimate_recipe(recipe: Recipe, root: Path) -> tuple[dict[str, dict[str, Any
             estimates[name] = estimate(resolve_sources(step, root))
     trained = [estimates[name] for name, step in recipe.steps.items() if isinstance(step, TrainStep)]
     return estimates, total_cost(trained, recipe.plan) if len(trained) > 1 else {}
-
-
-def count_images(data: str) -> int | None:
-    """Images in a manifest or (by suffix, unopened) in a folder; None for tars and hub data."""
-    folder = Path(data)
-    manifest = folder / "manifest.jsonl"
-    if manifest.is_file():
-        with manifest.open("rb") as lines:
-            return sum(1 for _ in lines)
-    if not folder.is_dir():
-        return None
-    count = 0
-    for _, _, names in os.walk(folder):
-        count += sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)
-    return count or None
 
 
 def _sampling(step: SampleStep) -> dict[str, Any]:

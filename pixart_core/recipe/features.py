@@ -4,7 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from pixart_core.errors import UserError
 from pixart_core.recipe.base import Fraction, Source, Strict
+from pixart_core.recipe.buckets import bucket_table
 from pixart_core.recipe.data import DataOptions
 
 Storage = Literal["int8", "fp16", "fp32"]
@@ -57,6 +59,11 @@ class ExtractFeaturesStep(DataOptions):
             raise ValueError("give resolution or resolutions, not both")
         if len(set(self.all_resolutions)) < len(self.all_resolutions):
             raise ValueError("resolutions: one is given twice")
+        try:
+            for resolution in self.all_resolutions:
+                bucket_table(self.aspect_buckets, resolution)
+        except UserError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property
