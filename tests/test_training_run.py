@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from stores import write_tiny_store
 
 from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.features import FeatureStore
 from pixart_core.errors import UserError
 from pixart_core.models.files import load_transformer
 from pixart_core.models.resolution import Resolution, change_resolution
 from pixart_core.progress import Silent
 from pixart_core.recipe.training import ModelOptions, MuonOptions, Positions, TrainStep
 from pixart_core.training.loop import run_training
+from pixart_core.training.order import BatchOrder
 from pixart_core.training.state import saved_states
 
 MODEL = ModelOptions(num_layers=2, num_attention_heads=2, attention_head_dim=8, sample_size=8)
@@ -161,6 +163,24 @@ def test_other_options_for_a_started_run_are_refused(tmp_path, store) -> None:
         run_training(make_step(store), tmp_path / "run", Stop(4))
     with pytest.raises(UserError, match=r"learning_rate: 0\.001 before, 0\.5 now"):
         run_training(make_step(store, learning_rate=0.5), tmp_path / "run", Silent())
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+def test_a_batch_that_images_repeat_in_is_told(tmp_path, store, batch) -> None:
+    said: list[str] = []
+    listener = Silent()
+    listener.say = said.append  # type: ignore[method-assign]
+    step = make_step(store, global_batch_size=batch, max_train_steps=1, micro_batch_size=2)
+    run_training(step, tmp_path / "run", listener)
+    order = BatchOrder(FeatureStore(store).buckets, batch, step.seed)
+    repeated: dict[tuple[int, int], list[bool]] = {}
+    for bucket, rows in (order[number] for number in range(40)):
+        repeated.setdefault(bucket, []).append(len(set(rows.tolist())) < batch)
+    # A batch across two passes may hold an image twice; where all do, the bucket is smaller than a batch.
+    repeats = any(map(all, repeated.values()))
+    assert repeats == any("images repeat within a batch" in line for line in said)
+    assert repeats == (not any("batches an epoch" in line for line in said))
+    assert repeats == (batch == 64)
 
 
 def test_stage_three_starts_from_stage_two_at_another_resolution(tmp_path, store) -> None:

@@ -64,11 +64,7 @@ def run_training(
         progress.say(note)
 
     order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
-    epoch = order.epoch(0)
-    progress.say(
-        f"{len(store)} samples, {len(store.buckets)} aspect bucket(s): {len(epoch)} batches an epoch, "
-        f"{epoch.carried_out} samples carried into the next"
-    )
+    progress.say(_told_of_batches(order))
     model.to(accelerator.device).train()
     model.gradient_checkpointing = step.gradient_checkpointing
     optimizers = build_optimizers(step, model)
@@ -141,6 +137,16 @@ def run_training(
         "seconds": round(counters.seconds, 1),
         "loss": log.last_loss,
     }
+
+
+def _told_of_batches(order: BatchOrder) -> str:
+    epoch, buckets = order.epoch(0), order.buckets
+    samples, small = sum(buckets.values()), sum(count < order.batch_size for count in buckets.values())
+    told = f"{samples} samples, {len(buckets)} aspect bucket(s): "
+    if small:
+        larger = "the data" if samples < order.batch_size else f"{small} of {len(buckets)} aspect buckets"
+        return f"{told}the batch is larger than {larger}: images repeat within a batch"
+    return f"{told}{len(epoch)} batches an epoch, {epoch.carried_out} samples carried into the next"
 
 
 def publish(
