@@ -258,3 +258,15 @@ def test_a_lost_plan_that_the_data_no_longer_give_is_refused_and_the_store_stays
     assert files(store) == damaged
     assert repair_features(store, RepairOptions(data=str(tmp_path / "moved")), Silent())["sound"]
     assert files(store) == whole
+
+
+def test_a_check_counts_something_in_a_small_store_too(store: Path) -> None:
+    totals: list[int] = []
+    done: list[int] = []
+    listener = Silent()
+    listener.start = lambda task, total: totals.append(total)  # type: ignore[method-assign]
+    listener.advance = lambda task, units=1, note="": done.append(units)  # type: ignore[method-assign]
+    assert verify_features(store, listener)["sound"]
+    size = sum(path.stat().st_size for path in store.glob("*.safetensors"))
+    assert totals == [sum(done)] == [size // 1000]
+    assert 0 < size < 10**6

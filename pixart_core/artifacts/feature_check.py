@@ -54,7 +54,7 @@ def verify(folder: Path, progress: Progress) -> list[Damage]:
     if not index.entries and not index.damaged:
         raise UserError(f"{folder} holds no feature store (no {INDEX})")
     damages = _check_index(index)
-    total = sum(int(entry["bytes"]) for entry in index.entries.values())
+    total = sum(int(entry["bytes"]) for entry in index.entries.values() if entry["kind"] != "card")
     meter = _Meter(progress, total)
     plan_damages: list[Damage] = []
     for entry in index.entries.values():
