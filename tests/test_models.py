@@ -269,5 +269,5 @@ def test_a_config_file_with_a_value_of_another_kind_is_one_clear_error(tmp_path,
 
 def test_a_config_file_without_an_object_is_one_clear_error(tmp_path) -> None:
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(UserError, match="config.json is damaged: it holds no JSON object"):
+    with pytest.raises(UserError, match=r"config\.json is damaged: it holds no JSON object"):
         load_config(tmp_path)
