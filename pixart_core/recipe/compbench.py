@@ -42,7 +42,7 @@ class CompBenchOptions(Strict):
     blip: str | None = Field(
         None,
         description="BLIP-VQA: the official model_base_vqa_capfilt_large.pth (480 px, comparable), a "
-        "transformers folder, or a hub id such as Salesforce/blip-vqa-capfilt-large (384 px, another protocol).",
+        "transformers folder, or a hub id such as Salesforce/blip-vqa-capfilt-large (384 px: another id).",
     )
     blip_tokenizer: str = Field(
         "google-bert/bert-base-uncased", description="Vocabulary that goes with an official .pth."
@@ -50,8 +50,8 @@ class CompBenchOptions(Strict):
     clip: str = Field("openai/clip-vit-base-patch32", description="CLIP of the non-spatial category.")
     detector: Literal["unidet-json", "owlv2", "grounding-dino"] = Field(
         "unidet-json",
-        description="Boxes for the spatial and numeracy rules: unidet-json reads `detections` (comparable); the "
-        "others run here and are another protocol.",
+        description="Boxes for the spatial and numeracy rules: unidet-json reads `detections` (comparable), "
+        "the others run here and are another protocol.",
     )
     detections: str | None = Field(
         None, description="With unidet-json: JSON Lines that the official detector dumped."
