@@ -3,7 +3,6 @@
 import gc
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from pixart_core.artifacts.feature_writer import FeatureWriter
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.recipe.training import ModelOptions, TrainStep
 from pixart_core.training.batches import Unconditional, draw_flips
-from pixart_core.training.loop import micro_batches
+from pixart_core.training.feed import micro_batches
 from pixart_core.training.order import BatchOrder
 
 
@@ -128,8 +127,9 @@ def test_training_takes_the_mirror_images_that_were_drawn(tmp_path: Path) -> Non
     seen = set()
     for number in range(4):
         bucket, flips = order[number][0], draw_flips(0, number, range(8))
-        model: Any = None  # asked only by class-conditional training
-        batches = micro_batches(step, store, order, range(8), number, unconditional, model)
+        batches = micro_batches(
+            step, store, order, range(8), number, unconditional=unconditional, null_class=0
+        )
         ids = [
             (name, latents)
             for batch in batches

@@ -1,79 +1,14 @@
-"""Options of `pixart train`: the model, its start, the optimiser, the run."""
+"""Options of `pixart train`: features, start, optimiser, the run."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
-from pixart_core.sizes import SIZES, SizeName
+from pixart_core.recipe.model_options import ModelOptions, Positions
+from pixart_core.recipe.optimizers import AdamWOptions, MuonOptions, OptimizerOptions
 
-
-class ModelOptions(Strict):
-    """A transformer to initialise; names as in diffusers. XL/2 is the default."""
-
-    size: SizeName | None = Field(
-        None, description="Named size of DiT: sets num_layers, num_attention_heads, attention_head_dim."
-    )
-    conditioning: Literal["text", "class"] = "text"
-    modulation: Literal["adaln_single", "adaln"] | None = Field(
-        None,
-        description="adaln_single (the paper; default for text) or an MLP per block, adaln (DiT; default "
-        "for class).",
-    )
-    num_layers: PositiveInt = 28
-    num_attention_heads: PositiveInt = 16
-    attention_head_dim: PositiveInt = 72
-    patch_size: PositiveInt = 2
-    sample_size: PositiveInt = Field(32, description="Side of the training latents.")
-    interpolation_scale: PositiveFloat = 1.0
-    use_additional_conditions: bool = Field(
-        False, description="Resolution and aspect-ratio embeddings (MS variant)."
-    )
-    learned_variance: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def _size_sets_the_shape(cls, data: Any) -> Any:
-        size = data.get("size") if isinstance(data, dict) else None
-        shape = SIZES.get(size) if isinstance(size, str) else None
-        return data if shape is None else shape._asdict() | data
-
-    @model_validator(mode="after")
-    def _shape_is_that_of_its_size(self) -> Self:
-        for field, value in SIZES[self.size]._asdict().items() if self.size else ():
-            if getattr(self, field) != value:
-                raise ValueError(
-                    f"size {self.size} has {field} {value}, not {getattr(self, field)}: leave one of both out"
-                )
-        return self
-
-
-class Positions(Strict):
-    """Change the resolution that a checkpoint is trained for (paper 2.2, stage 3)."""
-
-    sample_size: PositiveInt
-    interpolation_scale: PositiveFloat = 1.0
-    use_additional_conditions: bool | None = Field(None, description="None: as in the checkpoint.")
-
-
-class AdamWOptions(Strict):
-    """AdamW with the paper's weight decay and the released code's eps."""
-
-    kind: Literal["adamw"] = "adamw"
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: PositiveFloat = 1.0e-10
-    weight_decay: NonNegativeFloat = 0.03
-
-
-class MuonOptions(Strict):
-    """Muon on the hidden weight matrices, AdamW on everything else."""
-
-    kind: Literal["muon"] = "muon"
-    momentum: Fraction = 0.95
-    weight_decay: NonNegativeFloat = 0.03
-    adamw_learning_rate: PositiveFloat | None = Field(None, description="None: learning_rate.")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: PositiveFloat = 1.0e-10
+__all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainStep"]
 
 
 class TrainStep(Strict):
@@ -99,7 +34,7 @@ class TrainStep(Strict):
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     lr_warmup_steps: NonNegativeInt = 1000
     lr_min_fraction: Fraction = Field(0.0, description="Where cosine ends, as a share of learning_rate.")
-    optimizer: Annotated[AdamWOptions | MuonOptions, Field(discriminator="kind")] = AdamWOptions()
+    optimizer: OptimizerOptions = AdamWOptions()
     max_grad_norm: PositiveFloat = 0.01
     ema_decay: Fraction = 0.9999
     caption_dropout: Fraction = 0.1

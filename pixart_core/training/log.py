@@ -35,13 +35,15 @@ class TrainingLog:
         if kept:
             self.last_loss = kept[-1]["loss"]
 
-    def record(self, counters: Counters, stats: dict[str, Tensor], *, learning_rate: float) -> str:
-        """Add a step; returns a note for the progress bar when a row was written."""
+    def record(
+        self, counters: Counters, stats: dict[str, Tensor], *, learning_rate: float
+    ) -> dict[str, float] | None:
+        """Add a step; returns the row that was written, None between two rows."""
         for name, value in stats.items():
             counters.pending[name] = counters.pending.get(name, 0.0) + float(value)
         counters.pending_steps += 1
         if counters.step % self.every and counters.step != self.end:
-            return ""
+            return None
         means = {name: total / counters.pending_steps for name, total in counters.pending.items()}
         counters.pending.clear()
         counters.pending_steps = 0
@@ -54,7 +56,7 @@ class TrainingLog:
         self.last_loss = row["loss"]
         if self.accelerator.is_main_process:
             self._append(row)
-        return f"loss {row['loss']:.4f}"
+        return row
 
     def _append(self, row: dict[str, float]) -> None:
         try:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from pixart_core.recipe.training import AdamWOptions, TrainStep
 from pixart_core.training.muon import StackedMuon
 
 # First and last layers, and tables (E(i) is six vectors, not a linear map).
@@ -49,6 +50,28 @@ class Optimizers:
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+def build_optimizers(step: TrainStep, model: nn.Module) -> Optimizers:
+    """The optimiser that the recipe asks for."""
+    options = step.optimizer
+    if isinstance(options, AdamWOptions):
+        return build_adamw(
+            model,
+            learning_rate=step.learning_rate,
+            betas=options.betas,
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+    return build_muon(
+        model,
+        learning_rate=step.learning_rate,
+        adamw_learning_rate=options.adamw_learning_rate or step.learning_rate,
+        momentum=options.momentum,
+        betas=options.betas,
+        eps=options.eps,
+        weight_decay=options.weight_decay,
+    )
 
 
 def build_adamw(

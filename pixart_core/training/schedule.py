@@ -2,6 +2,8 @@
 
 import math
 
+from pixart_core.recipe.training import TrainStep
+
 
 def learning_rate_factor(
     step: int, *, scheduler: str, warmup_steps: int, max_train_steps: int, min_fraction: float
@@ -17,3 +19,14 @@ def learning_rate_factor(
     assert scheduler == "cosine", scheduler
     done = (step - warmup_steps) / max(1, max_train_steps - 1 - warmup_steps)
     return min_fraction + (1.0 - min_fraction) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def learning_rate_at(step: TrainStep, number: int) -> float:
+    """Learning-rate factor of optimiser step `number` of `step`'s training."""
+    return learning_rate_factor(
+        number,
+        scheduler=step.lr_scheduler,
+        warmup_steps=step.lr_warmup_steps,
+        max_train_steps=step.max_train_steps,
+        min_fraction=step.lr_min_fraction,
+    )

@@ -1,0 +1,45 @@
+"""From the feature store to the micro-batches of an optimiser step."""
+
+from collections.abc import Iterator
+
+from pixart_core.artifacts.features import FeatureStore
+from pixart_core.recipe.training import TrainStep
+from pixart_core.training.batches import TrainingBatch, Unconditional, draw_flips, make_batch
+from pixart_core.training.order import BatchOrder
+
+
+def micro_batches(
+    step: TrainStep,
+    store: FeatureStore,
+    order: BatchOrder,
+    slots: range,
+    number: int,
+    *,
+    unconditional: Unconditional | None,
+    null_class: int,
+) -> Iterator[TrainingBatch]:
+    """The micro-batches of optimiser step `number`, on the CPU.
+
+    Args:
+        slots: places of the global batch that this process computes.
+        unconditional: what dropped captions become; None for a class-conditional model.
+        null_class: what dropped classes become.
+    """
+    bucket, indices = order[number]
+    for start in range(slots.start, slots.stop, step.micro_batch_size):
+        places = range(start, start + step.micro_batch_size)
+        yield make_batch(
+            store.batch(
+                bucket,
+                indices[places.start : places.stop].tolist(),
+                draw_flips(step.seed, number, places) if store.flips else None,
+            ),
+            places,
+            seed=step.seed,
+            step=number,
+            scaling_factor=store.scaling_factor,
+            shift_factor=store.shift_factor,
+            dropout=step.caption_dropout,
+            unconditional=unconditional,
+            null_class=None if unconditional is not None else null_class,
+        )

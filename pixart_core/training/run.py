@@ -1,0 +1,167 @@
+"""A training while it runs: its parts, opened from the recipe and from what the output folder holds."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pixart_core.artifacts.features import FeatureStore
+from pixart_core.diffusion.loss import LossTerms
+from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.models.build import Transformer
+from pixart_core.progress import Progress
+from pixart_core.recipe.training import TrainStep
+from pixart_core.training.batches import TrainingBatch
+from pixart_core.training.ema import Ema
+from pixart_core.training.feed import micro_batches
+from pixart_core.training.initial import ReadInit
+from pixart_core.training.memory import keep_freed_memory
+from pixart_core.training.optimizer import Optimizers, build_optimizers
+from pixart_core.training.order import BatchOrder
+from pixart_core.training.processes import connect, rank_slots
+from pixart_core.training.recorded import continue_or_refuse
+from pixart_core.training.start import Start, start_model
+from pixart_core.training.state import Counters, load_newest, save_state
+from pixart_core.training.step import batch_loss
+
+STATES = "checkpoints"
+
+LossFn = Callable[[nn.Module, TrainingBatch], LossTerms]
+
+
+@dataclasses.dataclass
+class Run:
+    """The parts of a training.
+
+    Attributes:
+        slots: places of the global batch that this process computes.
+        model: the transformer itself; `prepared` is what is called, as accelerate wraps it.
+        counters: where the run is; the only part that is replaced while it runs (see `reload`).
+    """
+
+    step: TrainStep
+    output: Path
+    progress: Progress
+    accelerator: Accelerator
+    slots: range
+    store: FeatureStore
+    order: BatchOrder
+    start: Start
+    model: Transformer
+    prepared: nn.Module
+    optimizers: Optimizers
+    ema: Ema
+    loss_fn: LossFn
+    counters: Counters
+
+    @property
+    def states(self) -> Path:
+        """Folder of the saved states."""
+        return self.output / STATES
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is done."""
+        return self.counters.step >= self.step.max_train_steps
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Forward passes of this process in an optimiser step."""
+        return len(self.slots) // self.step.micro_batch_size
+
+    def micro_batches(self) -> Iterator[TrainingBatch]:
+        """This process's micro-batches of the next optimiser step, on the CPU."""
+        return micro_batches(
+            self.step,
+            self.store,
+            self.order,
+            self.slots,
+            self.counters.step,
+            unconditional=self.start.unconditional,
+            null_class=self.model.config.num_embeds_ada_norm,
+        )
+
+    def save(self) -> None:
+        """Publish the state of now (see `save_state`)."""
+        save_state(
+            self.states,
+            self.model,
+            self.ema,
+            self.optimizers,
+            self.counters,
+            keep=self.step.checkpoints_total_limit,
+        )
+
+    def reload(self) -> None:
+        """Go to the newest readable state that the output folder holds, or stay at the start."""
+        self.counters, problems = load_newest(self.states, self.model, self.ema, self.optimizers)
+        for problem in problems:
+            self.progress.say(problem)
+
+
+def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadInit) -> Run:
+    """Bring together what `step` asks for, at the step where `output` left off.
+
+    Raises:
+        UserError: features, start and options do not fit together, or `output` holds another run.
+    """
+    accelerator = connect()
+    slots = rank_slots(step, accelerator)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    store = FeatureStore(Path(str(step.features)), step.resolution)
+    start = start_model(step, store, read_init)
+    continue_or_refuse(step, output, output / STATES)
+    for note in start.notes:
+        progress.say(note)
+    order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
+    progress.say(_told_of_batches(order))
+
+    model = start.model
+    model.to(accelerator.device).train()
+    model.gradient_checkpointing = step.gradient_checkpointing
+    run = Run(
+        step=step,
+        output=output,
+        progress=progress,
+        accelerator=accelerator,
+        slots=slots,
+        store=store,
+        order=order,
+        start=start,
+        model=model,
+        prepared=accelerator.prepare_model(model),
+        optimizers=build_optimizers(step, model),
+        ema=Ema(model, step.ema_decay),
+        loss_fn=_loss_fn(step, model, accelerator.device),
+        counters=Counters(),
+    )
+    run.reload()
+    if run.counters.step:
+        progress.say(f"continuing {output} at step {run.counters.step} of {step.max_train_steps}")
+    return run
+
+
+def _loss_fn(step: TrainStep, model: Transformer, device: torch.device) -> LossFn:
+    return functools.partial(
+        batch_loss,
+        schedule=NoiseSchedule(device),
+        prediction_type=step.prediction_type,
+        weighting=step.loss_weighting,
+        autocast=torch.bfloat16 if step.mixed_precision == "bf16" else None,
+        micro_conditions=model.config.use_additional_conditions,
+    )
+
+
+def _told_of_batches(order: BatchOrder) -> str:
+    epoch, buckets = order.epoch(0), order.buckets
+    samples, small = sum(buckets.values()), sum(count < order.batch_size for count in buckets.values())
+    told = f"{samples} samples, {len(buckets)} aspect bucket(s): "
+    if small:
+        larger = "the data" if samples < order.batch_size else f"{small} of {len(buckets)} aspect buckets"
+        return f"{told}the batch is larger than {larger}: images repeat within a batch"
+    return f"{told}{len(epoch)} batches an epoch, {epoch.carried_out} samples carried into the next"
