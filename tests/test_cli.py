@@ -155,7 +155,10 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
             ["sample", "--checkpoint", "runs/x", "--prompts", "none.txt"],
             "no file or manifest folder none.txt",
         ),
-        (["evaluate", "--samples", "a", "--bench", "shaps"], "--bench[0]: expected one of shapes, frechet"),
+        (
+            ["evaluate", "--samples", "a", "--bench", "shaps"],
+            "--bench[0]: expected one of shapes, frechet, fid, ",
+        ),
         (["evaluate", "--samples", "x/a", "--samples", "y/a"], "two sets are called a"),
         (
             ["convert", "--from", "x", "--to", "pixrt"],

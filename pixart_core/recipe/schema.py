@@ -19,6 +19,7 @@ from pixart_core.recipe.base import FromStep, Source, Strict
 from pixart_core.recipe.caption import CaptionStep
 from pixart_core.recipe.data import ShapesStep
 from pixart_core.recipe.encoders import EncodersStep
+from pixart_core.recipe.evaluate import EvaluateStep
 from pixart_core.recipe.features import ExtractFeaturesStep
 from pixart_core.recipe.planning import PlanOptions
 from pixart_core.recipe.training import Positions, TrainStep
@@ -103,25 +104,6 @@ class SampleStep(Strict):
     batch_size: PositiveInt = 32
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str | None = None
-    seed: NonNegativeInt = 0
-
-
-class EvaluateStep(Strict):
-    """Score sample sets and write the report."""
-
-    command: Literal["evaluate"] = "evaluate"
-    bench: tuple[Literal["shapes", "frechet"], ...] = ("shapes",)
-    samples: dict[str, Source] = Field(min_length=1, description="Name of each sample set and its folder.")
-    reference: Source | None = Field(None, description="Images the Frechet distance compares with.")
-    features: Source = Field(
-        "pixels-8x8",
-        description="Frechet features: pixels-8x8, or hub id or path of a transformers vision model.",
-    )
-    runs: dict[str, Source] = Field(
-        default_factory=dict, description="Train steps whose curves the report shows."
-    )
-    pipeline: Source | None = Field(None, description="The pipeline folder that the report names.")
-    bootstrap: PositiveInt = 1000
     seed: NonNegativeInt = 0
 
 
