@@ -114,7 +114,8 @@ def test_every_mistake_is_reported_at_once_with_its_line(write) -> None:
         "r.yaml:18: d.comand: unknown key, did you mean command?",
         "r.yaml:21: e.samples.x: expected a path, a hub id or {step: NAME}, got 3",
         "r.yaml:21: e.samples.y.stp: unknown key, did you mean step?",
-        'r.yaml:22: e.bench[1]: expected one of shapes, frechet, fid, cmmd, fd-dinov2, clip, compbench, got "shaps", did you mean shapes?',
+        "r.yaml:22: e.bench[1]: expected one of shapes, frechet, fid, cmmd, fd-dinov2, clip, compbench, "
+        'got "shaps", did you mean shapes?',
         "r.yaml:23: f.aspect_buckets[1][1]: missing",
         "r.yaml:24: g: give vae, text_encoder, or both",
     ]

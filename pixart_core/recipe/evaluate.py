@@ -15,7 +15,7 @@ class EvaluateStep(Strict):
     """Score sample sets and write the report."""
 
     command: Literal["evaluate"] = "evaluate"
-    bench: tuple[Bench, ...] = Field(("shapes",), min_length=1)
+    bench: tuple[Bench, ...] = ("shapes",)
     samples: dict[str, Source] = Field(min_length=1, description="Name of each sample set and its folder.")
     limit: PositiveInt | None = Field(
         None, description="Score the first so many samples of each set; marks the results partial."
