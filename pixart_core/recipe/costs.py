@@ -97,7 +97,7 @@ def memory(step: TrainStep, expected: Expected, tokens: int, count: int, plan: P
         "weights": 4 * count,
         "gradients": 4 * count,
         "optimizer": _OPTIMIZER_BYTES.get(step.optimizer.kind, 8) * count,
-        "ema": 4 * count,
+        "ema": 0 if step.offload_ema else 4 * count,
         "bf16_copy": 2 * count if step.mixed_precision == "bf16" else 0,
     }
     activations = kept * step.micro_batch_size

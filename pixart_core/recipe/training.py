@@ -36,7 +36,10 @@ class TrainStep(Strict):
     lr_min_fraction: Fraction = Field(0.0, description="Where cosine ends, as a share of learning_rate.")
     optimizer: OptimizerOptions = AdamWOptions()
     max_grad_norm: PositiveFloat = 0.01
-    ema_decay: Fraction = 0.9999
+    ema_decay: Fraction = Field(0.9999, description="0 publishes the weights as trained.")
+    offload_ema: bool = Field(
+        False, description="Keep the averages in the main memory instead of the GPU's (4 bytes a parameter)."
+    )
     caption_dropout: Fraction = 0.1
     uncond: Literal["learned", "empty"] | None = Field(
         None,

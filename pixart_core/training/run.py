@@ -136,7 +136,7 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
         model=model,
         prepared=accelerator.prepare_model(model),
         optimizers=build_optimizers(step, model),
-        ema=Ema(model, step.ema_decay),
+        ema=Ema(model, step.ema_decay, offload=step.offload_ema and accelerator.device.type != "cpu"),
         loss_fn=_loss_fn(step, model, accelerator.device),
         counters=Counters(),
     )
