@@ -34,14 +34,15 @@ def load_tagger(kind: Kind = "auto", spacy_model: str = "en_core_web_sm") -> Tag
     Raises:
         UserError: it is not installed, or `spacy_model` cannot be loaded.
     """
-    if kind == "textblob" or (kind == "auto" and _has("textblob")):
+    if kind == "textblob" or (kind == "auto" and installed("textblob")):
         return _textblob()
-    if kind == "spacy" or _has("spacy"):
+    if kind == "spacy" or installed("spacy"):
         return _spacy(spacy_model)
     raise UserError(_INSTALL)
 
 
-def _has(package: str) -> bool:
+def installed(package: str) -> bool:
+    """Whether `package` could be imported."""
     try:
         return find_spec(package) is not None
     except ValueError:  # an entry of sys.modules without a spec
