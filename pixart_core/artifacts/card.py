@@ -194,10 +194,16 @@ def card_for(kind: str, step: BaseModel, details: Mapping[str, Any]) -> Card:
 
 
 def split_sources(step: BaseModel) -> tuple[dict[str, Any], dict[str, str]]:
-    """(options without sources, {field: source}) of a step whose `{step: NAME}` are resolved."""
-    options = step.model_dump(mode="json")
+    """(options without sources, {field: source}) of a step whose `{step: NAME}` are resolved.
+
+    What it leaves out of its record (`Strict.unrecorded`) is in neither.
+    """
+    left_out = getattr(step, "unrecorded", frozenset())
+    options = step.model_dump(mode="json", exclude=set(left_out))
     sources: dict[str, str] = {}
     for field in source_fields(type(step)):
+        if field in left_out:
+            continue
         value = options.pop(field)
         entries = value.items() if isinstance(value, dict) else [(None, value)]
         for key, source in entries:

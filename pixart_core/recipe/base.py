@@ -1,12 +1,19 @@
 """What every recipe model builds on: strictness, and sources that may be other steps."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, and nothing changes after it was read."""
+    """Unknown keys are errors, and nothing changes after it was read.
+
+    Attributes:
+        unrecorded: fields that what is made does not depend on: they may change between two sittings of a
+            run, are in no card, and a chain does nothing again because of them.
+    """
+
+    unrecorded: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

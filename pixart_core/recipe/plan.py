@@ -94,7 +94,7 @@ def resolve_sources(step: BaseModel, root: Path) -> BaseModel:
             return str(root / value.step)
         if isinstance(value, dict):
             return {key: resolve(item) for key, item in value.items()}
-        return value
+        return resolve_sources(value, root) if isinstance(value, BaseModel) else value
 
     fields = {name: resolve(getattr(step, name)) for name in type(step).model_fields}
     return step.model_copy(update=fields)

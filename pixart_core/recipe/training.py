@@ -1,18 +1,21 @@
 """Options of `pixart train`: features, start, optimiser, the run."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
 from pixart_core.recipe.model_options import ModelOptions, Positions
 from pixart_core.recipe.optimizers import AdamWOptions, MuonOptions, OptimizerOptions
+from pixart_core.recipe.watching import WATCHING, Trackers, ValidationOptions
 
-__all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainStep"]
+__all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainStep", "ValidationOptions"]
 
 
 class TrainStep(Strict):
     """Options of `pixart train`; also what a `command: train` step holds."""
+
+    unrecorded: ClassVar[frozenset[str]] = WATCHING
 
     command: Literal["train"] = "train"
     features: Source
@@ -61,6 +64,15 @@ class TrainStep(Strict):
     checkpointing_steps: PositiveInt = 1000
     checkpoints_total_limit: PositiveInt = 2
     log_every: PositiveInt = 20
+    validation: ValidationOptions | None = Field(
+        None, description="Loss by timestep on fixed noise, and pictures, every so many updates."
+    )
+    report_to: Trackers = Field((), description="Where log rows go besides log.jsonl, for instance [csv].")
+    tracker_project_name: str = Field("pixart", min_length=1, description="Project of the trackers.")
+    page: bool = Field(True, description="Keep training.html up to date: curves and pictures.")
+    price: NonNegativeFloat | None = Field(
+        None, description="USD per GPU-hour (without a GPU: per hour of a process): shows what was spent."
+    )
 
     @model_validator(mode="after")
     def _start_and_batches_are_clear(self) -> Self:
