@@ -11,9 +11,10 @@ import numpy as np
 import xxhash
 
 from pixart_core.artifacts.card import CARD, read_card
-from pixart_core.artifacts.feature_files import MappedFile, map_columns, sync_folder
+from pixart_core.artifacts.feature_files import MappedFile, map_columns
 from pixart_core.artifacts.feature_index import INDEX, Index, read_index, write_index
 from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, PlannedShard
+from pixart_core.artifacts.publish import sync_folder
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Progress
 

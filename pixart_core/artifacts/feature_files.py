@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pixart_core.artifacts.publish import staged_file
+from pixart_core.artifacts.publish import staged_file, sync_folder
 from pixart_core.errors import PixartError, UserError
 
 DTYPES: Mapping[str, Any] = {
@@ -124,22 +124,6 @@ def _parse(memory: mmap.mmap) -> MappedFile:
     if 8 + length + end != len(memory):
         raise ValueError("shorter than the file")
     return MappedFile(columns, metadata, starts, memory)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut.
-
-    Raises:
-        PixartError: the disk fails.
-    """
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise PixartError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -15,8 +15,7 @@ from typing import Any
 
 import xxhash
 
-from pixart_core.artifacts.feature_files import sync_folder
-from pixart_core.artifacts.publish import write_bytes
+from pixart_core.artifacts.publish import sync_folder, write_bytes
 from pixart_core.errors import PixartError, UserError
 
 INDEX = "index.jsonl"

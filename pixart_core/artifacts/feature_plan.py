@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from pixart_core.artifacts.card import CARD, fingerprint
-from pixart_core.artifacts.feature_files import REPAIR, map_columns, sync_folder, write_columns
+from pixart_core.artifacts.feature_files import REPAIR, map_columns, write_columns
 from pixart_core.artifacts.feature_index import append_entry, read_index, write_index
 from pixart_core.artifacts.feature_segments import (
     Bucket,
@@ -32,6 +32,7 @@ from pixart_core.artifacts.feature_segments import (
     planned_rows,
     stored_settings,
 )
+from pixart_core.artifacts.publish import sync_folder
 from pixart_core.errors import UserError
 
 Kind = Literal["text", "image"]

@@ -34,10 +34,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixart_core.artifacts.card import CARD, Card
-from pixart_core.artifacts.feature_files import sync_folder, write_columns
+from pixart_core.artifacts.feature_files import write_columns
 from pixart_core.artifacts.feature_index import append_entry, read_index, write_index
 from pixart_core.artifacts.feature_packing import Packer, Storage, together
 from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, Kind, PlannedShard
+from pixart_core.artifacts.publish import sync_folder
 from pixart_core.errors import PixartError
 
 # (manifest ids, {"mean", "std"[, "mean_flipped", "std_flipped"]}: unscaled moments (b, c, h, w) of the VAE)

@@ -80,6 +80,7 @@ def staged_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             staging.rename(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -124,10 +125,28 @@ def check_writable(path: Path) -> None:
 
 def _flush(folder: Path) -> None:
     """Put every file of `folder` on the disk: a power cut shall not leave an empty one under its name."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
+    for entry in (folder, *folder.rglob("*")):
+        if entry.is_dir():
+            sync_folder(entry)
+        elif entry.is_file():
+            with entry.open("rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last through a power cut.
+
+    Raises:
+        PixartError: the disk fails.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise PixartError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def _replaced(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixart_core.artifacts.publish import staged_folder, write_json
+from pixart_core.artifacts.seal import check_seal, seal
 from pixart_core.errors import PixartError
 from pixart_core.training.ema import Ema
 from pixart_core.training.optimizer import Optimizers
@@ -37,7 +37,7 @@ class Counters:
 def save_state(
     root: Path, model: nn.Module, ema: Ema, optimizers: Optimizers, counters: Counters, *, keep: int
 ) -> None:
-    """Publish `root/step_XXXXXXXX` whole, then delete all but the newest `keep` of them.
+    """Publish `root/step_XXXXXXXX` whole and on the disk, then delete all but the newest `keep` of them.
 
     Raises:
         PixartError: the disk is full; older states are untouched.
@@ -52,12 +52,14 @@ def save_state(
             save_file({n: t.cpu().contiguous() for n, t in ema.weights.items()}, staging / "ema.safetensors")
             torch.save(optimizers.state_dict(), staging / "optimizer.pt")
             write_json(staging / "counters.json", dataclasses.asdict(counters))
-            for file in staging.iterdir():
-                _fsync(file)
+            seal(staging)
     except (SafetensorError, RuntimeError) as error:
         # Both libraries report a full disk in their own words.
         raise PixartError(f"cannot save {folder}: {error}; the states before it are kept") from error
-    for old in saved_states(root)[:-keep]:
+    states = saved_states(root)
+    # States of later steps were passed over as damaged when the run continued: they count for nothing.
+    behind = [state for state in states if state.name > folder.name]
+    for old in (*behind, *states[: len(states) - len(behind)][:-keep]):
         shutil.rmtree(old)
 
 
@@ -88,11 +90,7 @@ def load_newest(root: Path, model: nn.Module, ema: Ema, optimizers: Optimizers) 
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]], Counters]:
+    check_seal(folder)
     counters = Counters(**json.loads((folder / "counters.json").read_text()))
     optimizer = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     return load_file(folder / "model.safetensors"), load_file(folder / "ema.safetensors"), optimizer, counters
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
