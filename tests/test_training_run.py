@@ -21,6 +21,7 @@ from pixart_core.models.files import load_transformer
 from pixart_core.models.resolution import Resolution, change_resolution
 from pixart_core.progress import Silent
 from pixart_core.recipe.training import ModelOptions, MuonOptions, Positions, TrainStep
+from pixart_core.training.log import without_clock
 from pixart_core.training.loop import run_training
 from pixart_core.training.order import BatchOrder
 from pixart_core.training.state import saved_states
@@ -59,7 +60,7 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     for name, tensor in weights(a).items():
         assert torch.equal(tensor, weights(b)[name]), name
     rows = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (a, b)]
-    timeless = [[{k: v for k, v in row.items() if k != "seconds"} for row in run] for run in rows]
+    timeless = [[without_clock(row) for row in run] for run in rows]
     assert timeless[0] == timeless[1]
     assert Card.read(a, "checkpoint").fingerprint == Card.read(b, "checkpoint").fingerprint
 

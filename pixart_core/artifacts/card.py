@@ -198,7 +198,7 @@ def split_sources(step: BaseModel) -> tuple[dict[str, Any], dict[str, str]]:
 
     What it leaves out of its record (`Strict.unrecorded`) is in neither.
     """
-    left_out = getattr(step, "unrecorded", frozenset())
+    left_out: frozenset[str] = getattr(step, "unrecorded", frozenset())
     options = step.model_dump(mode="json", exclude=set(left_out))
     sources: dict[str, str] = {}
     for field in source_fields(type(step)):

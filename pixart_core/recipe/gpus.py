@@ -1,5 +1,6 @@
 """GPUs that a plan can be made for: datasheet numbers, and assumed prices."""
 
+import re
 from typing import Literal, NamedTuple
 
 GpuName = Literal["V100", "A100", "H100", "H200", "RTX4090"]
@@ -36,3 +37,18 @@ GPUS: dict[str, Gpu] = {
     "H200": Gpu("H200 SXM 141 GB", 989.4e12, 141, 700, 3.50, _RENTAL),
     "RTX4090": Gpu("RTX 4090 24 GB", 165.2e12, 24, 450, 0.40, _RENTAL),
 }
+
+# What CUDA calls them. Slower variants (PCIe or NVL cards of the H100 and V100, laptops, slices of a GPU)
+# have another peak, and are not in the table.
+_DEVICE_NAMES = {
+    "V100": r"Tesla V100-SXM2-\d+GB(-LS)?",
+    "A100": r"(NVIDIA )?A100[- ](SXM4-\d+GB|PCIE-\d+GB|\d+GB PCIe)",
+    "H100": r"NVIDIA H100 80GB HBM3",
+    "H200": r"NVIDIA H200",
+    "RTX4090": r"NVIDIA GeForce RTX 4090",
+}
+
+
+def gpu_named(device: str) -> Gpu | None:
+    """The entry of the table for a device as CUDA names it; None if it has none."""
+    return next((GPUS[name] for name, regex in _DEVICE_NAMES.items() if re.fullmatch(regex, device)), None)

@@ -13,6 +13,7 @@ from pixart_core.recipe.training import TrainStep
 from pixart_core.training.initial import ReadInit, read_folder
 from pixart_core.training.interrupt import StopRequests
 from pixart_core.training.log import TrainingLog
+from pixart_core.training.pace import note
 from pixart_core.training.processes import on_any
 from pixart_core.training.run import Run, open_run
 from pixart_core.training.schedule import learning_rate_at
@@ -43,17 +44,19 @@ def run_training(
     started = time.perf_counter() - run.counters.seconds
     with StopRequests() as requests:
         while not run.done:
-            stats = one_step(run)
+            with run.pace.stepping():
+                stats = one_step(run)
             run.counters.step += 1
             run.counters.seconds = time.perf_counter() - started
             row = log.record(
                 run.counters,
                 {"loss": stats.loss, "mse": stats.mse, "vb": stats.vb, "grad_norm": stats.grad_norm},
                 learning_rate=step.learning_rate * learning_rate_at(step, run.counters.step - 1),
+                pace=run.pace,
             )
             for watcher in watchers:
                 watcher.after_step(run, stats, row)
-            progress.advance(task, 1, "" if row is None else f"loss {row['loss']:.4f}")
+            progress.advance(task, 1, "" if row is None else note(row))
             stop = on_any(run.accelerator, requests.stop)
             if run.accelerator.is_main_process and (
                 run.done or stop or run.counters.step % step.checkpointing_steps == 0
@@ -87,7 +90,7 @@ def one_step(run: Run) -> StepStats:
         run.prepared,
         run.optimizers,
         run.ema,
-        (batch.to(run.accelerator.device) for batch in run.micro_batches()),
+        (batch.to(run.accelerator.device) for batch in run.pace.waiting(run.micro_batches())),
         run.loss_fn,
         count=run.micro_batches_per_step,
         max_grad_norm=run.step.max_grad_norm,

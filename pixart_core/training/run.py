@@ -22,7 +22,9 @@ from pixart_core.training.initial import ReadInit
 from pixart_core.training.memory import keep_freed_memory
 from pixart_core.training.optimizer import Optimizers, build_optimizers
 from pixart_core.training.order import BatchOrder
-from pixart_core.training.processes import connect, rank_slots
+from pixart_core.training.pace import Pace
+from pixart_core.training.parallel import parallel_mode, spread
+from pixart_core.training.processes import connect, failing_together, rank_slots
 from pixart_core.training.recorded import continue_or_refuse
 from pixart_core.training.start import Start, start_model
 from pixart_core.training.state import Counters, load_newest, save_state
@@ -56,6 +58,7 @@ class Run:
     optimizers: Optimizers
     ema: Ema
     loss_fn: LossFn
+    pace: Pace
     counters: Counters
 
     @property
@@ -86,19 +89,23 @@ class Run:
         )
 
     def save(self) -> None:
-        """Publish the state of now (see `save_state`)."""
-        save_state(
-            self.states,
-            self.model,
-            self.ema,
-            self.optimizers,
-            self.counters,
-            keep=self.step.checkpoints_total_limit,
-        )
+        """Publish the state of now (see `save_state`); all processes come here."""
+        with failing_together(self.accelerator):
+            save_state(
+                self.states,
+                self.model,
+                self.ema,
+                self.optimizers,
+                self.counters,
+                keep=self.step.checkpoints_total_limit,
+                accelerator=self.accelerator,
+            )
 
     def reload(self) -> None:
         """Go to the newest readable state that the output folder holds, or stay at the start."""
-        self.counters, problems = load_newest(self.states, self.model, self.ema, self.optimizers)
+        self.counters, problems = load_newest(
+            self.states, self.model, self.ema, self.optimizers, self.accelerator
+        )
         for problem in problems:
             self.progress.say(problem)
 
@@ -113,16 +120,20 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
     slots = rank_slots(step, accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    store = FeatureStore(Path(str(step.features)), step.resolution)
-    start = start_model(step, store, read_init)
-    continue_or_refuse(step, output, output / STATES)
+    mode = parallel_mode(step.distributed, accelerator)
+    with failing_together(accelerator):
+        store = FeatureStore(Path(str(step.features)), step.resolution)
+        start = start_model(step, store, read_init)
+    with failing_together(accelerator):
+        if accelerator.is_main_process:
+            continue_or_refuse(step, output, output / STATES)
     for note in start.notes:
         progress.say(note)
     order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
     progress.say(_told_of_batches(order))
 
     model = start.model
-    model.to(accelerator.device).train()
+    model.train()
     model.gradient_checkpointing = step.gradient_checkpointing
     run = Run(
         step=step,
@@ -134,10 +145,11 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
         order=order,
         start=start,
         model=model,
-        prepared=accelerator.prepare_model(model),
+        prepared=spread(model, accelerator, mode),
         optimizers=build_optimizers(step, model),
         ema=Ema(model, step.ema_decay, offload=step.offload_ema and accelerator.device.type != "cpu"),
         loss_fn=_loss_fn(step, model, accelerator.device),
+        pace=Pace(step, model.config, accelerator.device, accelerator.num_processes),
         counters=Counters(),
     )
     run.reload()

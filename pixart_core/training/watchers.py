@@ -1,7 +1,7 @@
 """What looks at a training while it runs: each watcher is told of every step, none changes the run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
@@ -16,7 +16,7 @@ class Watcher(Protocol):
     def begin(self, run: Run) -> None:
         """Before the first step of this sitting; `run.counters.step` is where it continues."""
 
-    def after_step(self, run: Run, stats: StepStats, row: Mapping[str, float] | None) -> None:
+    def after_step(self, run: Run, stats: StepStats, row: Mapping[str, Any] | None) -> None:
         """After optimiser step `run.counters.step`.
 
         Args:
