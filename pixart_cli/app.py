@@ -69,7 +69,10 @@ for command in (caption, extract_features, train, sample, evaluate, convert, run
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line. Exit codes: 0, 1 a failure, 2 a mistake in what was asked, 130 Ctrl-C."""
+    """Run the command line.
+
+    Exit codes: 0, 1 a failure, 2 a mistake in what was asked, 75 to be continued, 130 Ctrl-C.
+    """
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
     with user_errors():

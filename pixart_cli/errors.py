@@ -7,7 +7,10 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from pixart_core.errors import PixartError, UserError
+from pixart_core.errors import PixartError, UnfinishedError, UserError
+
+# EX_TEMPFAIL of sysexits.h: not an error, try again; batch systems can be told to requeue on it.
+UNFINISHED = 75
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -18,7 +21,10 @@ def fail(message: str, code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Exit 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C; a bug keeps its traceback (1)."""
+    """Exit 2 for a user's mistake, 1 for a failure, 75 for work to be continued, 130 for Ctrl-C.
+
+    A bug keeps its traceback (1).
+    """
     try:
         yield
     except UserError as error:
@@ -26,6 +32,9 @@ def user_errors() -> Iterator[None]:
     except ValidationError as error:
         places = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
         fail("; ".join(f"{place}: {message}" for place, message in places), 2)
+    except UnfinishedError as stop:
+        print(f"pixart: {stop}", file=sys.stderr)
+        sys.exit(UNFINISHED)
     except PixartError as error:
         fail(str(error), 1)
     except KeyboardInterrupt as stop:

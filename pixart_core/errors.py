@@ -1,7 +1,8 @@
 """Errors that a person can act on.
 
 The command line turns `UserError` into one line and exit code 2 and any other
-`PixartError` into one line and exit code 1; everything else is a bug and keeps its traceback.
+`PixartError` into one line and exit code 1 (75 for `UnfinishedError`); everything else is a
+bug and keeps its traceback.
 """
 
 
@@ -11,3 +12,7 @@ class PixartError(Exception):
 
 class UserError(PixartError, ValueError):
     """A mistake in what the user gave: a path, an option, a recipe, a file's content."""
+
+
+class UnfinishedError(PixartError):
+    """Work that ended early as it was asked to, and is kept: the same command continues it (exit code 75)."""

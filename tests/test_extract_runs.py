@@ -14,11 +14,11 @@ import torch
 from broken_images import unusable, write_salted_folder
 from extraction import files, make_step, write_encoders, write_pictures
 
-from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_packing import Storage
 from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedImage
 from pixart_core.artifacts.feature_writer import FeatureWriter, OpenText
 from pixart_core.artifacts.features import FeatureStore
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.artifacts.manifest import read_manifest
 from pixart_core.encoders.extract import run_extraction
 from pixart_core.encoders.feature_encode import encode_text_shards, shard_texts

@@ -13,8 +13,8 @@ import pytest
 from stores import files, small_source
 
 from pixart_core.artifacts.feature_check import verify
-from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_index import INDEX
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 

@@ -4,13 +4,10 @@ Written here rather than by the safetensors package: that one builds the whole f
 its numpy side has no way to say where in the file a row lies.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import mmap
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import numpy as np
 import xxhash
 
 from pixart_core.artifacts.publish import staged_file, sync_folder
-from pixart_core.errors import PixartError, UserError
+from pixart_core.errors import UserError
 
 DTYPES: Mapping[str, Any] = {
     "U8": np.uint8,
@@ -28,7 +25,6 @@ DTYPES: Mapping[str, Any] = {
     "U64": np.uint64,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,37 +120,3 @@ def _parse(memory: mmap.mmap) -> MappedFile:
     if 8 + length + end != len(memory):
         raise ValueError("shorter than the file")
     return MappedFile(columns, metadata, starts, memory)
-
-
-@contextlib.contextmanager
-def only_launch(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this launch; its first process calls this around everything that it writes.
-
-    Raises:
-        UserError: another launch holds it.
-    """
-    path = folder / _LOCK
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            raise UserError(
-                f"{folder}: another run is writing to it; wait for it or choose another output"
-            ) from error
-        # Whoever held it before may have removed the file meanwhile; then ours locks nothing.
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
-                break
-        os.close(handle)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(handle)

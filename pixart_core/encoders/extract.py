@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from pixart_core.artifacts.card import card_for
-from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_plan import FeaturePlan
 from pixart_core.artifacts.feature_writer import FeatureWriter
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.artifacts.manifest_guard import manifest_kept_on_failure
 from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.feature_data import Tables, TrainingData, bucket_tables, training_data

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pixart_core.artifacts.card import card_for, read_card
-from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_plan import FeaturePlan, PlannedImage, PlannedShard
 from pixart_core.artifacts.feature_writer import FeatureWriter
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.artifacts.publish import write_text
 from pixart_core.encoders.ahead import map_ahead
 from pixart_core.encoders.feature_exchange import KIND, FeatureSource

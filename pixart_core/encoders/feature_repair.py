@@ -15,10 +15,10 @@ import numpy as np
 
 from pixart_core.artifacts.card import CARD, Card, read_card
 from pixart_core.artifacts.feature_check import Damage, discard, refuse_irreplaceable, verify
-from pixart_core.artifacts.feature_files import only_launch
 from pixart_core.artifacts.feature_index import read_index
 from pixart_core.artifacts.feature_plan import KINDS, FeaturePlan, PlannedShard
 from pixart_core.artifacts.feature_writer import FeatureWriter
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.artifacts.publish import write_json
 from pixart_core.encoders.ahead import map_ahead
 from pixart_core.encoders.caption_texts import CaptionTexts

@@ -11,9 +11,11 @@ class Strict(BaseModel):
     Attributes:
         unrecorded: fields that what is made does not depend on: they may change between two sittings of a
             run, are in no card, and a chain does nothing again because of them.
+        rounding: fields that change no more than the rounding: they may change between two sittings, too.
     """
 
     unrecorded: ClassVar[frozenset[str]] = frozenset()
+    rounding: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -75,7 +75,7 @@ def plan_chain(
     for name, step in recipe.steps.items():
         resolved = resolve_sources(step, root)
         record = _expected(name, step, resolved, planned)
-        action, reason = _state(records, root / name, name, record)
+        action, reason = _state(records, root / name, name, record, step.rounding)
         if name not in chosen:
             reason = reason if action == "done" else f"not chosen; {reason}"
             action = "done" if action == "done" else "skip"
@@ -123,7 +123,9 @@ def _expected(name: str, step: BaseModel, resolved: BaseModel, planned: Mapping[
     return Record(fingerprint(decisive), command, options, inputs, __version__)
 
 
-def _state(records: Records, output: Path, name: str, expected: Record) -> tuple[Action, str]:
+def _state(
+    records: Records, output: Path, name: str, expected: Record, rounding: Collection[str]
+) -> tuple[Action, str]:
     done, started = records.done(name), records.started(name)
     if done is not None and done.fingerprint == expected.fingerprint:
         card = read_card(output)
@@ -134,10 +136,18 @@ def _state(records: Records, output: Path, name: str, expected: Record) -> tuple
         return "done", f"done in {done.seconds:.1f} s"
     if started is not None and started.fingerprint == expected.fingerprint:
         return "continue", "was interrupted; continues"
+    if started is not None and _without(started, rounding) == _without(expected, rounding):
+        return "continue", f"was interrupted; continues ({_difference(started, expected)})"
     previous = done or started
     if previous is None:
         return "run", "not made yet"
     return "run", f"stale: {_difference(previous, expected)}"
+
+
+def _without(record: Record, fields: Collection[str]) -> tuple[Any, ...]:
+    """What decides the output, but for the options named `fields`."""
+    options = {field: value for field, value in record.options.items() if field not in fields}
+    return record.command, options, record.inputs, record.version
 
 
 def _difference(previous: Record, expected: Record) -> str:
@@ -150,18 +160,19 @@ def _difference(previous: Record, expected: Record) -> str:
     for field in sorted({*previous.inputs, *expected.inputs}):
         if previous.inputs.get(field) != expected.inputs.get(field):
             changes.append(f"input {field} changed")
-    old, new = _flat(previous.options), _flat(expected.options)
+    old, new = flat(previous.options), flat(expected.options)
     for field in sorted({*old, *new}):
         if old.get(field) != new.get(field):
             changes.append(f"{field} was {old.get(field)}, is {new.get(field)}")
     return "; ".join(changes) or "made by another version of the chain"
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options under dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in options.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def _inputs_are_there(recipe: Recipe, planned: Mapping[str, PlannedStep]) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pixart_core.recipe.base import Fraction, Source, Strict
 from pixart_core.recipe.model_options import ModelOptions, Positions
 from pixart_core.recipe.optimizers import AdamWOptions, MuonOptions, OptimizerOptions
+from pixart_core.recipe.saving import SAVING, Duration
 from pixart_core.recipe.watching import WATCHING, Trackers, ValidationOptions
 
 __all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainStep", "ValidationOptions"]
@@ -15,7 +16,10 @@ __all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainSte
 class TrainStep(Strict):
     """Options of `pixart train`; also what a `command: train` step holds."""
 
-    unrecorded: ClassVar[frozenset[str]] = WATCHING
+    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING
+    rounding: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "gradient_checkpointing", "offload_ema"}
+    )
 
     command: Literal["train"] = "train"
     features: Source
@@ -60,8 +64,21 @@ class TrainStep(Strict):
         description="What the backward pass recomputes instead of storing: nothing, the cheap operations "
         "(norms, modulation, GELU), or whole blocks.",
     )
+    distributed: Literal["auto", "ddp", "fsdp2"] = Field(
+        "auto",
+        description="Several processes: each has the model (ddp) or a part of it (fsdp2); auto: ddp, unless "
+        "accelerate's configuration says FSDP2.",
+    )
     seed: NonNegativeInt = 0
     checkpointing_steps: PositiveInt = 1000
+    checkpointing_minutes: PositiveFloat | None = Field(
+        None, description="Save also when the last state is as old as this."
+    )
+    max_train_time: Duration | None = Field(
+        None,
+        description="Save and end (exit code 75) in time, counted from the start of the command: 3h50m, 90m, "
+        "minutes, or 1-12:00:00 as SLURM writes it.",
+    )
     checkpoints_total_limit: PositiveInt = 2
     log_every: PositiveInt = 20
     validation: ValidationOptions | None = Field(
