@@ -11,8 +11,9 @@ from pixart_core.recipe.planning import PlanOptions, PublishedCost
 from pixart_core.recipe.training import TrainStep
 
 DAY = 86_400
-# Bytes of optimiser state for a parameter; Muon's one moment is for matrices, and almost all parameters are.
-_OPTIMIZER_BYTES = {"adamw": 8, "muon": 4}
+# Bytes of optimiser state for a parameter of a matrix, which almost all are; what an 8-bit block or a
+# matrix has but once rounds to nothing.
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "came": 4, "muon": 4}
 _ROW_BYTES = 104  # ids, hashes and offsets of a sample
 
 
@@ -96,7 +97,7 @@ def memory(step: TrainStep, expected: Expected, tokens: int, count: int, plan: P
     state = {
         "weights": 4 * count,
         "gradients": 4 * count,
-        "optimizer": _OPTIMIZER_BYTES.get(step.optimizer.kind, 8) * count,
+        "optimizer": OPTIMIZER_BYTES.get(step.optimizer.kind, 8) * count,
         "ema": 0 if step.offload_ema else 4 * count,
         "bf16_copy": 2 * count if step.mixed_precision == "bf16" else 0,
     }

@@ -1,4 +1,4 @@
-"""Optimisers: AdamW as in the paper, or Muon on the hidden matrices with AdamW on the rest."""
+"""Optimisers: AdamW as in the paper, in 8 bits, CAME, or Muon on hidden matrices with AdamW on the rest."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from pixart_core.recipe.training import AdamWOptions, TrainStep
+from pixart_core.recipe.optimizers import AdamW8bitOptions, AdamWOptions, CameOptions
+from pixart_core.recipe.training import TrainStep
+from pixart_core.training.adamw8bit import AdamW8bit
+from pixart_core.training.came import Came
 from pixart_core.training.muon import StackedMuon
 
 # First and last layers, and tables (E(i) is six vectors, not a linear map).
@@ -19,6 +22,7 @@ _OUTER = (
     "proj_out_1.weight",
     "proj_out_2.weight",
 )
+_WORTH_8_BITS = 4096  # elements, as in bitsandbytes: what is smaller saves nothing
 
 
 class Optimizers:
@@ -55,12 +59,22 @@ class Optimizers:
 def build_optimizers(step: TrainStep, model: nn.Module) -> Optimizers:
     """The optimiser that the recipe asks for."""
     options = step.optimizer
-    if isinstance(options, AdamWOptions):
-        return build_adamw(
+    if isinstance(options, AdamWOptions | AdamW8bitOptions):
+        build = build_adamw if isinstance(options, AdamWOptions) else build_adamw8bit
+        return build(
             model,
             learning_rate=step.learning_rate,
             betas=options.betas,
             eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+    if isinstance(options, CameOptions):
+        return build_came(
+            model,
+            learning_rate=step.learning_rate,
+            betas=options.betas,
+            eps=options.eps,
+            clip_threshold=options.clip_threshold,
             weight_decay=options.weight_decay,
         )
     return build_muon(
@@ -79,6 +93,44 @@ def build_adamw(
 ) -> Optimizers:
     """AdamW on every parameter, none excluded from weight decay (as in the released code)."""
     return Optimizers([_adamw(list(model.parameters()), learning_rate, betas, eps, weight_decay)])
+
+
+def build_adamw8bit(
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> Optimizers:
+    """AdamW with moments of a byte on what is large, with moments of four on the rest."""
+    large = [parameter for parameter in model.parameters() if parameter.numel() >= _WORTH_8_BITS]
+    small = [parameter for parameter in model.parameters() if parameter.numel() < _WORTH_8_BITS]
+    parts: list[torch.optim.Optimizer] = []
+    if large:
+        parts.append(AdamW8bit(large, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay))
+    if small:
+        parts.append(_adamw(small, learning_rate, betas, eps, weight_decay))
+    return Optimizers(parts)
+
+
+def build_came(
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float, float],
+    eps: tuple[float, float],
+    clip_threshold: float,
+    weight_decay: float,
+) -> Optimizers:
+    """CAME on every parameter; matrices by rows and columns, biases whole."""
+    return Optimizers(
+        [
+            Came(
+                model.parameters(),
+                lr=learning_rate,
+                betas=betas,
+                eps=eps,
+                clip_threshold=clip_threshold,
+                weight_decay=weight_decay,
+            )
+        ]
+    )
 
 
 def build_muon(

@@ -1,0 +1,272 @@
+"""Laws of CAME and 8-bit AdamW: the papers' formulas, bytes, and what a rounded moment must still do."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from stores import write_tiny_store
+
+from pixart_core.artifacts.features import FeatureStore
+from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.models.build import build_transformer
+from pixart_core.models.config import TransformerConfig
+from pixart_core.recipe.costs import OPTIMIZER_BYTES
+from pixart_core.recipe.optimizers import AdamW8bitOptions, AdamWOptions, CameOptions, MuonOptions
+from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.training.adamw8bit import AdamW8bit
+from pixart_core.training.batches import Unconditional, make_batch
+from pixart_core.training.came import Came
+from pixart_core.training.ema import Ema
+from pixart_core.training.optimizer import build_optimizers
+from pixart_core.training.quantised import (
+    dequantise,
+    in_blocks,
+    quantise_positive,
+    quantise_signed,
+    table,
+)
+from pixart_core.training.step import batch_loss, train_step
+
+CPU = torch.device("cpu")
+OPTIMIZERS = [AdamWOptions(eps=1e-8), AdamW8bitOptions(eps=1e-8), CameOptions(), MuonOptions()]
+KINDS = [options.kind for options in OPTIMIZERS]
+
+
+def random_gradients(shapes, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(steps)]
+
+
+def walk(optimizer, parameters, gradients) -> None:
+    for step in gradients:
+        for parameter, gradient in zip(parameters, step, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+
+
+def came_in_float64(theta, gradients, *, lr, beta1, beta2, beta3, eps1, eps2, d, decay):
+    """Algorithm 2 of the paper, with its sums over rows and columns, on one matrix or vector."""
+    theta, m = theta.copy(), np.zeros_like(theta)
+    vector = theta.ndim == 1
+    r, c, rr, cc = (np.zeros(n) for n in (len(theta), theta.shape[-1]) * 2)
+    for g in gradients:
+        square = g**2 + eps1
+        if vector:
+            r = beta2 * r + (1 - beta2) * square
+            v = r
+        else:
+            r = beta2 * r + (1 - beta2) * square @ np.ones(theta.shape[1])
+            c = beta2 * c + (1 - beta2) * np.ones(theta.shape[0]) @ square
+            v = np.outer(r, c) / r.sum()
+        u = g / np.sqrt(v)
+        u = u / max(1.0, np.sqrt(np.mean(u**2)) / d)
+        m = beta1 * m + (1 - beta1) * u
+        step = m
+        if not vector:
+            instability = (u - m) ** 2 + eps2
+            rr = beta3 * rr + (1 - beta3) * instability @ np.ones(theta.shape[1])
+            cc = beta3 * cc + (1 - beta3) * np.ones(theta.shape[0]) @ instability
+            step = m / np.sqrt(np.outer(rr, cc) / rr.sum())
+        theta = theta - lr * decay * theta - lr * step
+    return theta
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (5,), (4, 3, 2, 2)])
+def test_came_is_the_algorithm_of_the_paper(shape) -> None:
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    parameter = torch.nn.Parameter(start.clone())
+    gradients = random_gradients([shape], steps=12)
+    optimizer = Came([parameter], lr=1e-2, weight_decay=0.1)
+    walk(optimizer, [parameter], gradients)
+    flat = (len(start), -1) if len(shape) > 1 else (-1,)
+    expected = came_in_float64(
+        start.double().numpy().reshape(flat),
+        [g[0].double().numpy().reshape(flat) for g in gradients],
+        lr=1e-2,
+        beta1=0.9,
+        beta2=0.999,
+        beta3=0.9999,
+        eps1=1e-30,
+        eps2=1e-16,
+        d=1.0,
+        decay=0.1,
+    )
+    np.testing.assert_allclose(parameter.detach().numpy().reshape(flat), expected, rtol=2e-5, atol=2e-6)
+
+
+def test_came_leaves_what_has_no_gradient() -> None:
+    still, zero = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3, 2))
+    zero.grad = torch.zeros(3, 2)
+    Came([still, zero], lr=1.0).step()
+    assert torch.equal(still, torch.ones(3, 2))
+    assert torch.equal(zero, torch.ones(3, 2))
+
+
+def test_the_table_is_the_dynamic_data_type() -> None:
+    signed, positive = table(True, CPU), table(False, CPU)
+    assert len(signed) == len(positive) == len(signed.unique()) == len(positive.unique()) == 256
+    assert torch.equal(signed[:-1], -signed[:-1].flip(0))
+    # Values of bitsandbytes 0.50's create_dynamic_map.
+    torch.testing.assert_close(signed[:3], torch.tensor([-0.99296874, -0.97890627, -0.96484375]))
+    torch.testing.assert_close(positive[:4], torch.tensor([0.0, 3.25e-7, 7.75e-7, 2.125e-6]))
+    torch.testing.assert_close(positive[-3:], torch.tensor([0.98945314, 0.99648440, 1.0]))
+
+
+def test_rounding_takes_the_nearest_value_of_each_block() -> None:
+    values = in_blocks(torch.randn(3, 300, generator=torch.Generator().manual_seed(0)) ** 3)
+    stored = quantise_signed(values)
+    scale = values.abs().amax(1, keepdim=True)
+    distance = (values[..., None] / scale[..., None] - table(True, CPU)).abs()
+    nearest = table(True, CPU)[distance.argmin(-1)] * scale
+    torch.testing.assert_close(dequantise(stored, signed=True), nearest)
+    assert (dequantise(stored, signed=True).abs().amax(1, keepdim=True) >= 0.99 * scale).all()
+
+
+def test_rounding_in_turns_is_right_on_average_and_never_zero() -> None:
+    values = in_blocks(torch.rand(512, generator=torch.Generator().manual_seed(0)) ** 8)
+    rounded = torch.stack([dequantise(quantise_positive(values, t), signed=False) for t in range(1000)])
+    gaps = table(False, CPU).diff()
+    scale = values.amax(1, keepdim=True)
+    places = torch.searchsorted(table(False, CPU), values / scale, right=True).clamp(1, 255) - 1
+    # Mean of a thousand turns of the golden ratio: right to a hundredth of the gap (but for the last value).
+    wrong = (rounded.mean(0) - values).abs()
+    bound = 0.01 * gaps[places] * scale + torch.where(places == 0, 3.25e-7 * scale, 0.0)
+    assert (wrong <= bound + 1e-9).all()
+    assert (rounded > 0).all()
+
+
+def test_a_rounded_second_moment_follows_when_the_gradients_change() -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = stuck = followed = torch.zeros(16, 256)
+    sizes = 10.0 ** (-2 * torch.rand(2, 16, 256, generator=generator))
+    middles = (table(False, CPU)[1:] + table(False, CPU)[:-1]) / 2
+    for step in range(1, 4001):
+        square = (sizes[step // 2001] * torch.randn(16, 256, generator=generator)).square()
+        exact = 0.999 * exact + 0.001 * square
+        followed = dequantise(quantise_positive(0.999 * followed + 0.001 * square, step), signed=False)
+        stuck = 0.999 * stuck + 0.001 * square
+        scale = stuck.amax(1, keepdim=True)
+        stuck = table(False, CPU)[torch.bucketize(stuck / scale, middles)] * scale
+    off = [(moment / exact).sqrt().log().abs().mean() for moment in (followed, stuck)]
+    assert off[0] < 0.1
+    assert off[1] > 4 * off[0]  # what rounding to the nearest would do
+
+
+def test_the_first_update_in_8_bits_is_adamws() -> None:
+    start, gradients = torch.ones(100, 70), random_gradients([(100, 70)], steps=1)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    options = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+    walk(AdamW8bit([ours], **options), [ours], gradients)
+    walk(torch.optim.AdamW([theirs], **options), [theirs], gradients)
+    torch.testing.assert_close(ours, theirs)
+
+
+CONFIG = TransformerConfig(
+    num_attention_heads=4,
+    attention_head_dim=16,
+    in_channels=3,
+    out_channels=6,
+    num_layers=2,
+    sample_size=8,
+    caption_channels=8,
+)
+
+
+def trained(folder, options, steps: int, interrupted_at: int = -1):
+    """(model, optimisers, losses) of `steps` steps on random features, saved and loaded in between."""
+    store = FeatureStore(folder)
+
+    def fresh():
+        torch.manual_seed(0)
+        model = build_transformer(CONFIG)
+        step = TrainStep(
+            features="x",
+            model=ModelOptions(),
+            max_train_steps=1,
+            global_batch_size=8,
+            micro_batch_size=8,
+            learning_rate=2e-3,
+            optimizer=options,
+        )
+        return model, build_optimizers(step, model)
+
+    def loss_fn(model, batch):
+        return batch_loss(model, batch, schedule=NoiseSchedule(), prediction_type="epsilon", autocast=None)
+
+    model, optimizers = fresh()
+    losses = []
+    for number in range(steps):
+        if number == interrupted_at:
+            file = io.BytesIO()
+            torch.save(optimizers.state_dict(), file)
+            weights = model.state_dict()
+            model, optimizers = fresh()
+            model.load_state_dict(weights)
+            optimizers.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        optimizers.set_factor(min(1.0, (number + 1) / 10))
+        batch = make_batch(
+            store.batch((16, 16), list(range(8))),
+            range(8),
+            seed=0,
+            step=number,
+            scaling_factor=1.0,
+            shift_factor=0.0,
+            dropout=0.1,
+            unconditional=Unconditional(store.empty_caption(), keeps_mask=False),
+            null_class=None,
+        )
+        stats = train_step(model, optimizers, Ema(model, 0.9), [batch], loss_fn, count=1, max_grad_norm=1.0)
+        losses.append(float(stats.loss))
+    return model, optimizers, losses
+
+
+def state_bytes(optimizers) -> int:
+    return sum(
+        value.nbytes
+        for part in optimizers.parts
+        for state in part.state.values()
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and name != "step"
+    )
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=KINDS)
+def test_saved_optimisers_continue_bit_for_bit(tmp_path, options) -> None:
+    folder = write_tiny_store(tmp_path)
+    whole, _, losses = trained(folder, options, steps=6)
+    broken, _, again = trained(folder, options, steps=6, interrupted_at=3)
+    assert losses == again
+    for name, parameter in whole.state_dict().items():
+        assert torch.equal(parameter, broken.state_dict()[name]), name
+
+
+def test_every_optimiser_learns_and_8_bits_learn_as_32_do(tmp_path) -> None:
+    folder = write_tiny_store(tmp_path)
+    end = {}
+    for options in OPTIMIZERS:
+        _, _, losses = trained(folder, options, steps=40)
+        assert all(math.isfinite(loss) for loss in losses)
+        end[options.kind] = np.mean(losses[-10:])
+        assert end[options.kind] < 0.9 * losses[0]
+    assert end["adamw8bit"] == pytest.approx(end["adamw"], rel=0.01)
+
+
+@pytest.mark.parametrize("options", OPTIMIZERS, ids=KINDS)
+def test_the_planner_knows_the_bytes_of_a_matrix_in_the_optimiser(tmp_path, options) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(1024, 1024))
+    step = TrainStep(
+        features="x",
+        model=ModelOptions(),
+        max_train_steps=1,
+        global_batch_size=1,
+        micro_batch_size=1,
+        optimizer=options,
+    )
+    optimizers = build_optimizers(step, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step()
+    each = state_bytes(optimizers) / 1024**2
+    assert each == pytest.approx(OPTIMIZER_BYTES[options.kind], rel=0.02)
