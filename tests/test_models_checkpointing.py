@@ -121,7 +121,8 @@ def test_selective_computes_no_matrix_product_or_attention_twice(combination, si
     assert {"addmm", "mm"} <= names
     for name in names:
         assert counts["selective"][name] == counts["none"][name], name
-    assert counts["selective"]["gelu"] == counts["none"]["gelu"] + 3  # those of the blocks again
+    # The GELUs of the blocks again: on a CPU they are sigmoids.
+    assert counts["selective"]["sigmoid"] == counts["none"]["sigmoid"] + 3
     assert counts["full"]["addmm"] > counts["none"]["addmm"]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pixart_core.models.config import TransformerConfig
+from pixart_core.models.gelu import gelu_tanh
 
 
 def sinusoid(values: Float[Tensor, " b"] | Int[Tensor, " b"], freq_shift: int = 0) -> Float[Tensor, "b 256"]:
@@ -113,7 +114,7 @@ class CaptionProjection(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, text: Float[Tensor, "b l caption"]) -> Float[Tensor, "b l width"]:
-        return self.linear_2(nn.functional.gelu(self.linear_1(text), approximate="tanh"))
+        return self.linear_2(gelu_tanh(self.linear_1(text)))
 
 
 def sincos_positions(

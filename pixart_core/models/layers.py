@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixart_core.models.gelu import gelu_tanh
+
 
 def modulation_table(rows: int, width: int) -> nn.Parameter:
     """Newly drawn shifts, scales and gates (rows, width), std 1/sqrt(width); no values on the meta device."""
@@ -52,6 +54,8 @@ def attend(
     """
     if q.device.type == "cpu" and q.shape[-2] * k.shape[-2] <= 2**16:
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        if scores.shape[-1] % 32:  # torch takes what does not fill a vector of bf16 one by one
+            scores = scores.float()
         if bias is not None:
             scores = scores + bias.to(scores.dtype)
         return scores.softmax(dim=-1).to(v.dtype) @ v
@@ -66,7 +70,7 @@ class Gelu(nn.Module):
         self.proj = nn.Linear(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return gelu_tanh(self.proj(x))
 
 
 class FeedForward(nn.Module):
