@@ -423,7 +423,7 @@ def test_progress_without_a_terminal_prints_a_line_now_and_then(
         ("caption", "max_new_tokens=200"),
         ("caption", "filters.near_duplicates       Keep the first of images"),
         ("convert", "positions.sample_size"),
-        ("train", "loss_weighting=uniform        uniform, truncated_snr."),
+        ("train", "lr_scheduler=constant         constant, linear, cosine."),
         ("train", "model.size                    S, B, L, XL. Named size of DiT"),
         ("extract-features", "storage=int8                  int8, fp16, fp32."),
     ],

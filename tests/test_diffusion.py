@@ -12,6 +12,7 @@ from scipy.stats import norm
 from pixart_core.diffusion.guidance import guide
 from pixart_core.diffusion.loss import diffusion_loss
 from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.diffusion.weighting import Weighting
 
 SCHEDULE = NoiseSchedule()
 KINDS = ["epsilon", "v_prediction", "sample"]
@@ -218,8 +219,36 @@ def test_guidance_scale_one_is_the_conditional_branch() -> None:
     torch.testing.assert_close(guide(a, b, 0.0), a)
 
 
+WEIGHTS = {  # of the clean latents' error, in float64
+    "min_snr": lambda snr, gamma: np.minimum(snr, gamma),
+    "truncated_snr": lambda snr, gamma: np.clip(snr, 1.0, gamma),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("weighting", WEIGHTS)
+def test_snr_weights_equal_an_independent_float64_formula_at_every_timestep(weighting, gamma, kind) -> None:
+    timesteps = torch.arange(1000)
+    latents, noise, output = random_outputs(timesteps, kind, 0.3)
+    snr = BAR / (1 - BAR)
+    # Hang et al. (2023): w = min(SNR, g) for x_0, / SNR for epsilon, / (SNR + 1) for v.
+    own = {"sample": np.ones(1000), "epsilon": snr, "v_prediction": snr + 1}[kind]
+    x0, eps, signal, sigma = latents.double(), noise.double(), np.sqrt(BAR), np.sqrt(1 - BAR)
+    signal, sigma = (torch.from_numpy(v)[:, None, None, None] for v in (signal, sigma))
+    target = {"sample": x0, "epsilon": eps, "v_prediction": signal * eps - sigma * x0}[kind]
+    error = (output[:, :4].double() - target).square().flatten(1).mean(1).numpy()
+    expected = error * WEIGHTS[weighting](snr, gamma) / own
+    terms = loss_of(output, latents, noise, timesteps, kind, weighting=Weighting(weighting, gamma))
+    np.testing.assert_allclose(terms.mse.double().numpy(), expected, rtol=2e-6)
+    plain = loss_of(output, latents, noise, timesteps, kind)
+    assert torch.equal(terms.vb, plain.vb)
+    np.testing.assert_allclose(plain.mse.double().numpy(), error, rtol=2e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTS)
 @pytest.mark.parametrize("t", [20, 200, 500, 900])
-def test_the_truncated_snr_weight_is_the_same_for_every_kind_of_prediction(t) -> None:
+def test_an_snr_weight_is_the_same_for_every_kind_of_prediction(t, weighting) -> None:
     latents, noise, noisy, timesteps = draw(t, count=1)
     guess = latents + 0.1
     implied = (noisy - SCHEDULE.signal[t] * guess) / SCHEDULE.sigma[t]
@@ -230,5 +259,6 @@ def test_the_truncated_snr_weight_is_the_same_for_every_kind_of_prediction(t) ->
     }
     snr = float(SCHEDULE.alphas_cumprod[t] / (1 - SCHEDULE.alphas_cumprod[t]))
     for kind, output in outputs.items():
-        terms = loss_of(output, latents, noise, timesteps, kind, weighting="truncated_snr")
-        assert terms.mse.item() == pytest.approx(0.01 * min(max(snr, 1.0), 5.0), rel=1e-3), kind
+        terms = loss_of(output, latents, noise, timesteps, kind, weighting=Weighting(weighting))
+        weight = WEIGHTS[weighting](snr, 5.0)
+        assert terms.mse.item() == pytest.approx(0.01 * weight, rel=1e-3), kind

@@ -112,8 +112,14 @@ def test_learning_rate_warms_up_and_ends_where_it_should() -> None:
     assert factor(0, scheduler="constant") == pytest.approx(0.1)
     assert factor(9, scheduler="cosine") == factor(99, scheduler="constant") == 1.0
     assert factor(99, scheduler="cosine") == pytest.approx(0.05)
-    values = [factor(step, scheduler="cosine") for step in range(10, 100)]
-    assert values == sorted(values, reverse=True)
+    assert factor(99, scheduler="linear") == pytest.approx(0.05)
+    assert factor(10, scheduler="linear") == factor(10, scheduler="cosine") == 1.0
+    # Halfway between peak and end: both are halfway down.
+    half = partial(factor, (10 + 99) / 2)
+    assert half(scheduler="linear") == pytest.approx(half(scheduler="cosine")) == pytest.approx(0.525)
+    for scheduler in ("linear", "cosine"):
+        values = [factor(step, scheduler=scheduler) for step in range(10, 100)]
+        assert values == sorted(values, reverse=True)
 
 
 def tiny_batch(store, slots, step=5, dropout=0.5, **changes):

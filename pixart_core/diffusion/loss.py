@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pixart_core.diffusion.schedule import NoiseSchedule, at
+from pixart_core.diffusion.weighting import UNIFORM, Weighting, loss_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,13 @@ def diffusion_loss(
     noise: Float[Tensor, "b c h w"],
     timesteps: Int[Tensor, " b"],
     prediction_type: str,
-    weighting: str = "uniform",
+    weighting: Weighting = UNIFORM,
 ) -> LossTerms:
     """Loss of one prediction, in float32.
 
     `output` has c channels, or 2c when the second half interpolates the log variance between the
     posterior's (-1) and beta's (+1). The mean is detached inside vb, so that vb trains the variance only
-    (Nichol & Dhariwal, 2021, section 3.1).
+    (Nichol & Dhariwal, 2021, section 3.1). `weighting` is of the squared error alone.
     """
     output = output.float()
     channels = latents.shape[1]
@@ -45,26 +46,13 @@ def diffusion_loss(
     target = schedule.target(prediction_type, latents, noise, timesteps)
     error = prediction - target
     mse = error.square().flatten(1).mean(1)
-    if weighting == "truncated_snr":
-        mse = mse * truncated_snr_weight(schedule, prediction_type, timesteps)
+    weight = loss_weight(weighting, schedule, prediction_type, timesteps)
+    if weight is not None:
+        mse = mse * weight
     if variance.shape[1] == 0:
         return LossTerms(mse, None)
     latent_error = schedule.latent_error(prediction_type, error.detach(), timesteps)
     return LossTerms(mse, variational_bound(schedule, latent_error, variance, latents, timesteps))
-
-
-def truncated_snr_weight(
-    schedule: NoiseSchedule, prediction_type: str, timesteps: Int[Tensor, " b"]
-) -> Float[Tensor, " b"]:
-    """Weight that makes every kind of prediction count the error of x_0 by max(SNR, 1), at most by 5.
-
-    Salimans & Ho (2022), section 4; the bound is that of min-SNR (Hang et al., 2023).
-    """
-    cumulative = schedule.alphas_cumprod[timesteps]
-    snr = cumulative / (1 - cumulative)
-    # error of epsilon = SNR x error of x_0; error of v = (SNR + 1) x error of x_0
-    scale = {"sample": torch.ones_like(snr), "epsilon": snr, "v_prediction": snr + 1}[prediction_type]
-    return snr.clamp(1.0, 5.0) / scale
 
 
 def variational_bound(

@@ -38,9 +38,11 @@ class TrainStep(Strict):
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt
     learning_rate: PositiveFloat = 2.0e-5
-    lr_scheduler: Literal["constant", "cosine"] = "constant"
-    lr_warmup_steps: NonNegativeInt = 1000
-    lr_min_fraction: Fraction = Field(0.0, description="Where cosine ends, as a share of learning_rate.")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    lr_warmup_steps: NonNegativeInt = Field(1000, description="Optimiser steps, however many processes.")
+    lr_min_fraction: Fraction = Field(
+        0.0, description="Where linear and cosine end, as a share of learning_rate."
+    )
     optimizer: OptimizerOptions = AdamWOptions()
     max_grad_norm: PositiveFloat = 0.01
     ema_decay: Fraction = Field(0.9999, description="0 publishes the weights as trained.")
@@ -54,10 +56,12 @@ class TrainStep(Strict):
         "default: as in init, empty for a new model.",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    loss_weighting: Literal["uniform", "truncated_snr"] = Field(
+    loss_weighting: Literal["uniform", "min_snr", "truncated_snr"] = Field(
         "uniform",
-        description="truncated_snr counts the error of the clean latents by max(SNR, 1), at most 5.",
+        description="What an error of the clean latents counts: min_snr min(SNR, snr_gamma), truncated_snr "
+        "max(SNR, 1) but at most snr_gamma; with uniform each prediction's own error counts the same.",
     )
+    snr_gamma: PositiveFloat = Field(5.0, description="Bound of loss_weighting min_snr and truncated_snr.")
     mixed_precision: Literal["no", "bf16"] = "no"
     gradient_checkpointing: Literal["none", "selective", "full"] = Field(
         "none",
@@ -102,4 +106,8 @@ class TrainStep(Strict):
                 f"global_batch_size {self.global_batch_size} is not a multiple of "
                 f"micro_batch_size {self.micro_batch_size}"
             )
+        if self.snr_gamma != 5.0 and self.loss_weighting == "uniform":
+            raise ValueError("snr_gamma bounds loss_weighting min_snr and truncated_snr; it is uniform")
+        if self.snr_gamma < 1.0 and self.loss_weighting == "truncated_snr":
+            raise ValueError("snr_gamma is below 1, which truncated_snr does not go under; choose min_snr")
         return self

@@ -12,6 +12,7 @@ from torch import nn
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.diffusion.loss import LossTerms
 from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.diffusion.weighting import Weighting
 from pixart_core.models.build import Transformer
 from pixart_core.progress import Progress
 from pixart_core.recipe.training import TrainStep
@@ -163,7 +164,7 @@ def _loss_fn(step: TrainStep, model: Transformer, device: torch.device) -> LossF
         batch_loss,
         schedule=NoiseSchedule(device),
         prediction_type=step.prediction_type,
-        weighting=step.loss_weighting,
+        weighting=Weighting(step.loss_weighting, step.snr_gamma),
         autocast=torch.bfloat16 if step.mixed_precision == "bf16" else None,
         micro_conditions=model.config.use_additional_conditions,
     )

@@ -10,15 +10,17 @@ def learning_rate_factor(
 ) -> float:
     """What the peak learning rate is multiplied with at `step` (0-based).
 
-    Linear warm-up over `warmup_steps`, then constant, or a cosine to `min_fraction` at the last step.
+    Linear warm-up over `warmup_steps`, then constant, or a line or cosine to `min_fraction` at the last step.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if scheduler == "constant":
         return 1.0
+    done = min(1.0, (step - warmup_steps) / max(1, max_train_steps - 1 - warmup_steps))
+    if scheduler == "linear":
+        return 1.0 - (1.0 - min_fraction) * done
     assert scheduler == "cosine", scheduler
-    done = (step - warmup_steps) / max(1, max_train_steps - 1 - warmup_steps)
-    return min_fraction + (1.0 - min_fraction) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return min_fraction + (1.0 - min_fraction) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def learning_rate_at(step: TrainStep, number: int) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pixart_core.diffusion.loss import LossTerms, diffusion_loss
 from pixart_core.diffusion.schedule import NoiseSchedule
+from pixart_core.diffusion.weighting import UNIFORM, Weighting
 from pixart_core.errors import PixartError
 from pixart_core.training.batches import TrainingBatch
 from pixart_core.training.ema import Ema
@@ -35,7 +36,7 @@ def batch_loss(
     *,
     schedule: NoiseSchedule,
     prediction_type: str,
-    weighting: str = "uniform",
+    weighting: Weighting = UNIFORM,
     autocast: torch.dtype | None,
     micro_conditions: bool = False,
 ) -> LossTerms:
