@@ -1,10 +1,12 @@
 """Exponential moving average of the weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+
+from pixart_core.training.shards import as_sharded, local, whole
 
 
 class Ema:
@@ -12,34 +14,42 @@ class Ema:
 
     With `offload` it lies in the main memory: the weights of a step are copied there, and averaged by a
     thread while the next step is computed. The average is the same.
+
+    Of a model that is sharded (FSDP2) each process averages its part.
     """
 
     def __init__(self, model: nn.Module, decay: float, *, offload: bool = False) -> None:
         self.decay = decay
+        self.layouts = dict(model.named_parameters())
         self._weights = {
-            name: p.detach().to("cpu" if offload else p.device, torch.float32, copy=True)
-            for name, p in model.named_parameters()
+            name: local(p.detach()).to("cpu" if offload else p.device, torch.float32, copy=True)
+            for name, p in self.layouts.items()
         }
         self._offloaded = _Offloaded(self._weights.values(), decay) if offload else None
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The averages by parameter name, of all updates so far."""
+        """The averages by parameter name, of all updates so far: this process's parts."""
         if self._offloaded is not None:
             self._offloaded.wait()
         return self._weights
 
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and whole averages, one after the other; every process must go through them."""
+        for name, part in self.weights.items():
+            yield name, whole(as_sharded(part, self.layouts[name]))
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model; one fused operation over all tensors."""
-        current = [p.detach() for p in model.parameters()]
+        current = [local(p.detach()) for p in model.parameters()]
         if self._offloaded is not None:
             self._offloaded.update(current)
         else:
             _move(list(self._weights.values()), [p.float() for p in current], self.decay)
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Continue from saved averages; names and shapes must be those of the model."""
+        """Continue from saved averages (this process's parts), by the model's names."""
         assert weights.keys() == self.weights.keys()
         for name, tensor in self.weights.items():
             tensor.copy_(weights[name])

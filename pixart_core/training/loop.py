@@ -14,7 +14,7 @@ from pixart_core.training.initial import ReadInit, read_folder
 from pixart_core.training.interrupt import StopRequests
 from pixart_core.training.log import TrainingLog
 from pixart_core.training.pace import note
-from pixart_core.training.processes import on_any
+from pixart_core.training.processes import failing_together, on_any
 from pixart_core.training.run import Run, open_run
 from pixart_core.training.schedule import learning_rate_at
 from pixart_core.training.step import StepStats, train_step
@@ -58,9 +58,7 @@ def run_training(
                 watcher.after_step(run, stats, row)
             progress.advance(task, 1, "" if row is None else note(row))
             stop = on_any(run.accelerator, requests.stop)
-            if run.accelerator.is_main_process and (
-                run.done or stop or run.counters.step % step.checkpointing_steps == 0
-            ):
+            if run.done or stop or run.counters.step % step.checkpointing_steps == 0:
                 run.save()
             if stop and not run.done:
                 requests.raise_interrupt(
@@ -70,7 +68,7 @@ def run_training(
     for watcher in watchers:
         watcher.end(run)
 
-    if run.accelerator.is_main_process:
+    with failing_together(run.accelerator):
         publish(run)
     if requests.stop:
         requests.raise_interrupt(f"{output} is finished")
@@ -98,11 +96,14 @@ def one_step(run: Run) -> StepStats:
 
 
 def publish(run: Run) -> None:
-    """Write the finished checkpoint: EMA weights, then the card."""
-    start, output = run.start, run.output
+    """Write the finished checkpoint: EMA weights, then the card; all processes come here."""
+    start, output, first = run.start, run.output, run.accelerator.is_main_process
+    averages = {name: average.cpu() for name, average in run.ema.whole() if first}
+    if not first:
+        return
     if start.unconditional is not None and start.unconditional.keeps_mask:
         write_uncond(output, start.unconditional.tokens)
     facts = start.facts.to_details() | ({"changed": start.changed} if start.changed else {})
-    save_transformer(run.model.config, run.ema.weights, output / TRANSFORMER)
+    save_transformer(run.model.config, averages, output / TRANSFORMER)
     done = {"steps": run.counters.step, "images": run.counters.step * run.step.global_batch_size}
     card_for("checkpoint", run.step, facts | done).write(output)

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Muon
 
+from pixart_core.training.shards import as_sharded, local, part_of, whole
+
 
 class StackedMuon(Muon):
     """`torch.optim.Muon` with stacked Newton-Schulz iterations; same arguments, same state."""
@@ -30,23 +32,27 @@ class StackedMuon(Muon):
                 self._update(group, shape, parameters)
 
     def _update(self, group: dict[str, Any], shape: torch.Size, parameters: list[Tensor]) -> None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        """Matrices of one `shape`; sharded ones (FSDP2) are gathered, orthogonalised whole, cut again."""
+        gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
         buffers = []
         for parameter in parameters:
             state = self.state[parameter]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers.append(state["momentum_buffer"])
+            buffers.append(local(state["momentum_buffer"]))
         torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
         directions = (
             torch._foreach_lerp(gradients, buffers, group["momentum"]) if group["nesterov"] else buffers
         )
+        matrices = [whole(as_sharded(d, p)) for d, p in zip(directions, parameters, strict=True)]
         updates = orthogonalize(
-            torch.stack(list(directions)), group["ns_coefficients"], group["ns_steps"], group["eps"]
+            torch.stack(matrices), group["ns_coefficients"], group["ns_steps"], group["eps"]
         )
-        torch._foreach_mul_(parameters, 1.0 - group["lr"] * group["weight_decay"])
+        weights = [local(parameter) for parameter in parameters]
+        parts = [part_of(u.to(p.dtype), p) for u, p in zip(updates.unbind(), parameters, strict=True)]
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"])
         scale = -_scaled(group["lr"], group["adjust_lr_fn"], shape)
-        torch._foreach_add_(parameters, [u.to(parameters[0].dtype) for u in updates.unbind()], alpha=scale)
+        torch._foreach_add_(weights, parts, alpha=scale)
 
 
 def orthogonalize(

@@ -1,15 +1,25 @@
 """The processes of a run: accelerate launches and connects them, the recipe alone says what they compute."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from pixart_core.errors import UserError
+from pixart_core.errors import PixartError, UserError
 from pixart_core.recipe.training import TrainStep
 
-SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+Value = TypeVar("Value")
+
+SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_CPU,
+    DistributedType.FSDP,
+)
 
 
 def connect() -> Accelerator:
@@ -22,7 +32,7 @@ def connect() -> Accelerator:
     """
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.distributed_type not in SUPPORTED:
-        raise UserError(f"{accelerator.distributed_type.value} is not supported yet, only DDP")
+        raise UserError(f"{accelerator.distributed_type.value} is not supported, only DDP and FSDP2")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise UserError(
@@ -61,3 +71,28 @@ def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> d
         return values
     stacked = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
     return dict(zip(values, accelerator.reduce(stacked, "mean").tolist(), strict=True))
+
+
+def all_told(accelerator: Accelerator, value: Value) -> list[Value]:
+    """What each process gives (anything that pickles), in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Value] = [value] * accelerator.num_processes
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+@contextlib.contextmanager
+def failing_together(accelerator: Accelerator) -> Iterator[None]:
+    """What a person can act on (`PixartError`) in one process is raised in all of them.
+
+    Nobody may be asked inside after such an error.
+    """
+    failure: PixartError | None = None
+    try:
+        yield
+    except PixartError as error:
+        failure = error
+    failures = all_told(accelerator, failure)
+    if found := failure or next((failure for failure in failures if failure), None):
+        raise found

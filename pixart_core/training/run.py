@@ -24,7 +24,7 @@ from pixart_core.training.memory import keep_freed_memory
 from pixart_core.training.optimizer import Optimizers, build_optimizers
 from pixart_core.training.order import BatchOrder
 from pixart_core.training.pace import Pace
-from pixart_core.training.parallel import parallel_mode, spread
+from pixart_core.training.parallel import parallel_mode, refuse_with_fsdp2, spread
 from pixart_core.training.processes import connect, failing_together, rank_slots
 from pixart_core.training.recorded import continue_or_refuse
 from pixart_core.training.start import Start, start_model
@@ -122,6 +122,7 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     mode = parallel_mode(step.distributed, accelerator)
+    refuse_with_fsdp2(mode, step.optimizer.kind)
     with failing_together(accelerator):
         store = FeatureStore(Path(str(step.features)), step.resolution)
         start = start_model(step, store, read_init)

@@ -14,6 +14,8 @@ from pixart_core.errors import PixartError
 from pixart_core.training.batches import TrainingBatch
 from pixart_core.training.ema import Ema
 from pixart_core.training.optimizer import Optimizers
+from pixart_core.training.parallel import reducing
+from pixart_core.training.shards import whole
 
 
 class NonFiniteError(PixartError):
@@ -80,14 +82,15 @@ def train_step(
     """
     optimizers.zero_grad()
     mse, vb, ids = torch.zeros(()), torch.zeros(()), []
-    for batch in micro_batches:
-        terms = loss_fn(model, batch)
-        (terms.total.mean() / count).backward()
+    for number, batch in enumerate(micro_batches, start=1):
+        with reducing(model, last=number == count):
+            terms = loss_fn(model, batch)
+            (terms.total.mean() / count).backward()
         mse = mse + terms.mse.detach().mean().cpu() / count
         if terms.vb is not None:
             vb = vb + terms.vb.detach().mean().cpu() / count
         ids += batch.ids
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm).cpu()
+    grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)).cpu()
     if not torch.isfinite(mse + vb + grad_norm):
         raise NonFiniteError(
             f"loss {float(mse + vb):g}, gradient norm {float(grad_norm):g}; batch: {', '.join(ids)}"
