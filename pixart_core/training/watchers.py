@@ -1,10 +1,13 @@
 """What looks at a training while it runs: each watcher is told of every step, none changes the run."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from pixart_core.errors import UserError
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
+from pixart_core.training.validation import ValidationLoss
 
 
 class Watcher(Protocol):
@@ -28,6 +31,57 @@ class Watcher(Protocol):
         """After the last step, before the checkpoint is published."""
 
 
+class Guarded:
+    """A watcher whose failures are told, once each, and end nothing.
+
+    Only a user's mistake ends a run, and only one that has not begun: it costs nothing then.
+    """
+
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self.watcher = watcher
+        self.name = name
+        self.told: set[str] = set()
+        self.begun = False
+
+    def begin(self, run: Run) -> None:
+        """Guarded `begin`; a watcher that fails here is not called again."""
+        with self._guarded(run, strict=not run.counters.step):
+            self.watcher.begin(run)
+            self.begun = True
+
+    def after_step(self, run: Run, stats: StepStats, row: Mapping[str, Any] | None) -> None:
+        """Guarded `after_step`."""
+        if self.begun:
+            with self._guarded(run):
+                self.watcher.after_step(run, stats, row)
+
+    def end(self, run: Run) -> None:
+        """Guarded `end`."""
+        if self.begun:
+            with self._guarded(run):
+                self.watcher.end(run)
+
+    @contextlib.contextmanager
+    def _guarded(self, run: Run, strict: bool = False) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if strict and isinstance(error, UserError):
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            if lines[0] not in self.told:
+                self.told.add(lines[0])
+                run.progress.say(f"{self.name} failed ({lines[0]}); the training goes on")
+
+
 def watchers_of(run: Run) -> Sequence[Watcher]:
-    """The watchers that the recipe of `run` asks for."""
-    return ()
+    """The watchers that the recipe of `run` asks for.
+
+    Raises:
+        UserError: what it asks for cannot be had.
+    """
+    watchers: list[tuple[str, Watcher]] = []
+    validation = run.step.validation
+    if validation is not None and validation.samples:
+        watchers.append(("validation", ValidationLoss(run, validation)))
+    return [Guarded(watcher, name) for name, watcher in watchers]

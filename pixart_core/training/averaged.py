@@ -1,0 +1,49 @@
+"""The model with its EMA weights inside, for a while."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from pixart_core.training.ema import Ema
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, ema: Ema | None) -> Iterator[None]:
+    """`model` in evaluation mode, with the averaged weights if `ema` is given; no gradients inside.
+
+    Weights and averages change places tensor by tensor, so that no second model has to fit on the device;
+    afterwards both are bit for bit as before.
+    """
+    training = model.training
+    model.eval()
+    exchanged: list[tuple[Tensor, Tensor]] = []
+    try:
+        with torch.no_grad():
+            _reshard(model)
+            weights = ema.weights if ema is not None else {}
+            for name, parameter in model.named_parameters() if ema is not None else ():
+                exchanged.append((parameter.data, weights[name]))
+                _exchange(*exchanged[-1])
+            yield
+    finally:
+        with torch.no_grad():
+            _reshard(model)
+            for pair in exchanged:
+                _exchange(*pair)
+        model.train(training)
+
+
+def _exchange(a: Tensor, b: Tensor) -> None:
+    assert a.dtype == b.dtype, "rounding would not come back"
+    kept = a.clone()
+    a.copy_(b)
+    b.copy_(kept)
+
+
+def _reshard(model: nn.Module) -> None:
+    """With FSDP2: forget what was gathered, which an exchange does not reach."""
+    for module in model.modules():
+        if callable(reshard := getattr(module, "reshard", None)):
+            reshard()
