@@ -212,8 +212,9 @@ def test_counts_of_prompts(prompt: str, counts: list[tuple[str, int]]) -> None:
 @pytest.mark.parametrize(
     ("plural", "single"),
     [("strawberries", "strawberry"), ("peaches", "peach"), ("tomatoes", "tomato"), ("men", "man"),
-     ("knives", "knife"), ("wolves", "wolf"), ("vases", "vase"), ("horses", "horse"), ("microwaves", "microwave"),
-     ("glasses", "glass"), ("boxes", "box"), ("deer", "deer"), ("glass", "glass"), ("keys", "key")],
+     ("knives", "knife"), ("wolves", "wolf"), ("vases", "vase"), ("horses", "horse"),
+     ("microwaves", "microwave"), ("glasses", "glass"), ("boxes", "box"), ("deer", "deer"),
+     ("glass", "glass"), ("keys", "key")],
 )  # fmt: skip
 def test_singulars(plural: str, single: str) -> None:
     assert singular(plural) == single
