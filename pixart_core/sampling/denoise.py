@@ -15,7 +15,7 @@ def initial_noise(seeds: list[int], shape: tuple[int, int, int]) -> Float[Tensor
     return torch.stack([torch.randn(shape, generator=generator.manual_seed(seed)) for seed in seeds])
 
 
-@torch.inference_mode()
+@torch.no_grad()  # no inference_mode: tables that a model keeps may be made here, and be trained with later
 def denoise(
     model: SamplingModel,
     noise: Float[Tensor, "b c h w"],

@@ -37,13 +37,14 @@ class SamplingModel:
 
     Attributes:
         source: where it was loaded from.
+        text_encoder: None once all prompts are encoded, if it is not to take memory.
         learned_uncond: tokens of the learned unconditional caption; None: the empty caption is encoded.
     """
 
     source: str
     transformer: PixArtTransformer
     vae: Any
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | None
     facts: ModelFacts
     learned_uncond: Float[Tensor, "l d"] | None
     device: torch.device
@@ -97,11 +98,12 @@ class SamplingModel:
 
         A negative prompt takes the place of the learned embedding, as it does of the empty caption.
         """
+        assert self.text_encoder is not None
         encoded = self.text_encoder.encode_each([*prompts, negative_prompt], self.facts.max_tokens)
         learned = self.learned_uncond is not None and not negative_prompt.strip()
         return encoded[:-1], None if learned else encoded[-1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
         """Pictures in [-1, 1] from scaled latents, `DECODE_PIXELS` at a time."""
         config = self.vae.config

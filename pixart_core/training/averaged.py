@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixart_core.training.ema import Ema
+from pixart_core.training.shards import local
 
 
 @contextlib.contextmanager
@@ -24,7 +25,7 @@ def evaluating(model: nn.Module, ema: Ema | None) -> Iterator[None]:
             _reshard(model)
             weights = ema.weights if ema is not None else {}
             for name, parameter in model.named_parameters() if ema is not None else ():
-                exchanged.append((parameter.data, weights[name]))
+                exchanged.append((local(parameter.detach()), weights[name]))
                 _exchange(*exchanged[-1])
             yield
     finally:

@@ -18,11 +18,16 @@ from pixart_core.training.processes import failing_together, on_any
 from pixart_core.training.run import Run, open_run
 from pixart_core.training.schedule import learning_rate_at
 from pixart_core.training.step import StepStats, train_step
+from pixart_core.training.validation_images import OpenPainter
 from pixart_core.training.watchers import watchers_of
 
 
 def run_training(
-    step: TrainStep, output: Path, progress: Progress, read_init: ReadInit = read_folder
+    step: TrainStep,
+    output: Path,
+    progress: Progress,
+    read_init: ReadInit = read_folder,
+    open_painter: OpenPainter | None = None,
 ) -> dict[str, Any]:
     """Train, or continue the training that `output` holds, until `step.max_train_steps`.
 
@@ -35,7 +40,7 @@ def run_training(
     """
     run = open_run(step, output, progress, read_init)
     log = TrainingLog(output / LOG, run.counters, step, run.accelerator)
-    watchers = watchers_of(run)
+    watchers = watchers_of(run, open_painter)
     for watcher in watchers:
         watcher.begin(run)
     task = f"train {output.name}"

@@ -8,6 +8,7 @@ from pixart_core.errors import UserError
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
 from pixart_core.training.validation import ValidationLoss
+from pixart_core.training.validation_images import OpenPainter, ValidationImages
 
 
 class Watcher(Protocol):
@@ -74,8 +75,11 @@ class Guarded:
                 run.progress.say(f"{self.name} failed ({lines[0]}); the training goes on")
 
 
-def watchers_of(run: Run) -> Sequence[Watcher]:
+def watchers_of(run: Run, open_painter: OpenPainter | None = None) -> Sequence[Watcher]:
     """The watchers that the recipe of `run` asks for.
+
+    Args:
+        open_painter: what draws validation images; without it there are none.
 
     Raises:
         UserError: what it asks for cannot be had.
@@ -84,4 +88,6 @@ def watchers_of(run: Run) -> Sequence[Watcher]:
     validation = run.step.validation
     if validation is not None and validation.samples:
         watchers.append(("validation", ValidationLoss(run, validation)))
+    if validation is not None and validation.prompts and open_painter is not None:
+        watchers.append(("drawing validation images", ValidationImages(validation, open_painter)))
     return [Guarded(watcher, name) for name, watcher in watchers]
