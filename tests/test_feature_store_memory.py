@@ -128,7 +128,7 @@ def test_training_takes_the_mirror_images_that_were_drawn(tmp_path: Path) -> Non
     for number in range(4):
         bucket, flips = order[number][0], draw_flips(0, number, range(8))
         batches = micro_batches(
-            step, store, order, range(8), number, unconditional=unconditional, null_class=0
+            step, store, order, range(8), number, unconditional=unconditional, null_class=0, patch_size=1
         )
         ids = [
             (name, latents)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import TimestepClassEmbedding
+from pixart_core.models.routing import TokenRoute
 from pixart_core.models.transformer import LatentTransformer
 
 
@@ -47,11 +48,20 @@ class DiTTransformer(LatentTransformer):
         return own, own[0]
 
     def forward(
-        self, latents: Float[Tensor, "b c h w"], timesteps: Tensor, labels: Int[Tensor, " b"]
+        self,
+        latents: Float[Tensor, "b c h w"],
+        timesteps: Tensor,
+        labels: Int[Tensor, " b"],
+        kept_tokens: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b out h w"]:
-        """One denoising prediction; `timesteps` (b,) in 0..999, `labels` up to `null_class` included."""
+        """One denoising prediction; `timesteps` (b,) in 0..999, `labels` up to `null_class` included.
+
+        Args:
+            kept_tokens: those that do not skip `routed_blocks` (training only).
+        """
         x = self.pos_embed(latents)  # (b, n, d)
         conditions, embedding = self.conditions(timesteps, labels)
-        for block, condition in zip(self.transformer_blocks, conditions, strict=True):
-            x = self.run(block, x, condition)
+        route = TokenRoute(kept_tokens, self.routed_blocks)
+        for number, (block, condition) in enumerate(zip(self.transformer_blocks, conditions, strict=True)):
+            x = self.run(block, route.before(number, x), condition)
         return self.final_layer(x, embedding, *latents.shape[-2:])

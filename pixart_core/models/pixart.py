@@ -1,10 +1,11 @@
 """The PixArt-alpha transformer (paper, Figure 4 and section 2.3)."""
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import padding_bias
+from pixart_core.models.routing import TokenRoute
 from pixart_core.models.transformer import LatentTransformer
 
 
@@ -27,6 +28,7 @@ class PixArtTransformer(LatentTransformer):
         text_mask: Bool[Tensor, "b l"] | None = None,
         resolution: Float[Tensor, "b 2"] | None = None,
         aspect_ratio: Float[Tensor, "b 1"] | None = None,
+        kept_tokens: Int[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b out h w"]:
         """One denoising prediction.
 
@@ -36,13 +38,15 @@ class PixArtTransformer(LatentTransformer):
             text_mask: True on caption tokens; None when there is no padding.
             resolution, aspect_ratio: (height, width) in pixels and height / width; only with
                 `use_additional_conditions`.
+            kept_tokens: those that do not skip `routed_blocks` (training only).
         """
         x = self.pos_embed(latents)  # (b, n, d)
         modulation, embedding = self.condition(timesteps, resolution, aspect_ratio)
         text = self.caption_projection(text_embeds)  # (b, l, d)
         text_bias = None if text_mask is None else padding_bias(text_mask, text.dtype)
 
-        for block in self.transformer_blocks:
-            x = self.run(block, x, modulation, text, text_bias)
+        route = TokenRoute(kept_tokens, self.routed_blocks)
+        for number, block in enumerate(self.transformer_blocks):
+            x = self.run(block, route.before(number, x), modulation, text, text_bias)
 
         return self.final_layer(x, embedding, *latents.shape[-2:])

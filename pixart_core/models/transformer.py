@@ -26,9 +26,11 @@ class LatentTransformer(nn.Module):
 
     Attributes:
         gradient_checkpointing: see `run_checkpointed`; may be set at any time.
+        routed_blocks: see `TokenRoute`; used when a forward pass is given `kept_tokens`, and not otherwise.
     """
 
     gradient_checkpointing: Checkpointing = "none"
+    routed_blocks: range = range(0)
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -28,9 +28,7 @@ def training_cost(step: TrainStep, expected: Expected, plan: PlanOptions, name: 
     tokens: dict[int, float] = defaultdict(float)  # tokens of a picture and their share
     for (height, width), share in expected.latents.items():
         tokens[(height // patch) * (width // patch)] += share
-    each = sum(
-        share * training_flops(expected.model, count, expected.interface) for count, share in tokens.items()
-    )
+    each = sum(share * _flops_per_image(step, expected, count) for count, share in tokens.items())
     total = each * seen
     interface = expected.interface
     known: dict[str, Any] = {"updates": step.max_train_steps, "images": seen}
@@ -55,6 +53,17 @@ def training_cost(step: TrainStep, expected: Expected, plan: PlanOptions, name: 
     if told is not None and told.published is not None:
         known["published"] = _published(total, told.published)
     return known | {"assumed": [*expected.assumed, *assumptions(step, plan)]}
+
+
+def _flops_per_image(step: TrainStep, expected: Expected, tokens: int) -> float:
+    """Of one picture, on average over the steps: token routing is off for the last of them."""
+    model, routing = expected.model, step.token_routing
+    every = training_flops(model, tokens, expected.interface)
+    if routing is None:
+        return every
+    routed = (len(routing.blocks(model.num_layers)), routing.kept(tokens))
+    share = routing.steps(step.max_train_steps) / step.max_train_steps
+    return share * training_flops(model, tokens, expected.interface, routed) + (1 - share) * every
 
 
 def hardware_cost(flops: float, plan: PlanOptions) -> dict[str, Any]:
@@ -130,6 +139,8 @@ def assumptions(step: TrainStep, plan: PlanOptions) -> list[str]:
         precision.append("trained in fp32, which reaches less of the 16-bit peak: lower mfu accordingly")
     elif plan.gpu == "V100":
         precision.append("a V100 has no bf16: what its fp16 tensor cores would take")
+    if step.token_routing is not None:
+        precision.append("token routing: FLOPs: mean of steps with and without; memory: of those without")
     return [
         *precision,
         f"{gpu.model}: {gpu.flops / 1e12:g} TFLOP/s dense in 16 bits and {gpu.watts:g} W by its datasheet",

@@ -71,28 +71,39 @@ def parameters(
     return model.num_layers * block + timestep + shared + condition + patches + final + sizes
 
 
-def forward_flops(model: ModelOptions, tokens: int, interface: Interface) -> int:
+def forward_flops(
+    model: ModelOptions, tokens: int, interface: Interface, routed: tuple[int, int] = (0, 0)
+) -> int:
     """Floating-point operations of one picture's forward pass (a multiply-add is two).
 
     Matrix products and attention, every caption padded to `text_tokens`: what torch's `FlopCounterMode`
     counts, to the digit.
+
+    Args:
+        routed: number of blocks that not all tokens take, and how many tokens take them (token routing).
     """
     width, length = model_width(model), interface.text_tokens
     text = model.conditioning == "text"
-    block = 12 * tokens * width**2 + 2 * tokens**2 * width  # multiply-adds from here on
-    if text:
-        block += 2 * (tokens + length) * width**2 + 2 * tokens * length * width
-    if _per_block_modulation(model):
-        block, modulation = block + 6 * width**2, 2 * width**2
-    else:
-        modulation = 6 * width**2
+    # Multiply-adds from here on.
+    blocks = (model.num_layers - routed[0]) * _block(model, tokens, interface)
+    blocks += routed[0] * _block(model, routed[1], interface)
+    modulation = (2 if _per_block_modulation(model) else 6) * width**2
     channels_out = interface.latent_channels * (2 if model.learned_variance else 1)
     final = tokens * model.patch_size**2 * channels_out * width
     rest = width**2 + (length * width**2 if text else 0)  # second layers of the timestep and caption MLPs
     if text and model.use_additional_conditions:
         rest += 3 * (width // 3) ** 2
-    products = model.num_layers * block + modulation + final + rest
+    products = blocks + modulation + final + rest
     return 2 * (products + _first_layers(model, tokens, interface))
+
+
+def _block(model: ModelOptions, tokens: int, interface: Interface) -> int:
+    """Multiply-adds of a block that takes `tokens`."""
+    width, length = model_width(model), interface.text_tokens
+    products = 12 * tokens * width**2 + 2 * tokens**2 * width
+    if model.conditioning == "text":
+        products += 2 * (tokens + length) * width**2 + 2 * tokens * length * width
+    return products + (6 * width**2 if _per_block_modulation(model) else 0)
 
 
 def _first_layers(model: ModelOptions, tokens: int, interface: Interface) -> int:
@@ -106,13 +117,15 @@ def _first_layers(model: ModelOptions, tokens: int, interface: Interface) -> int
     return products
 
 
-def training_flops(model: ModelOptions, tokens: int, interface: Interface) -> int:
+def training_flops(
+    model: ModelOptions, tokens: int, interface: Interface, routed: tuple[int, int] = (0, 0)
+) -> int:
     """Forward and backward pass of one picture: three times the forward, as is usual for MFU.
 
     The backward pass makes gradients of inputs and of weights; those of the data itself, which nobody needs,
     are counted too (0.1 % of XL/2 at 256 px). What gradient checkpointing computes again is not.
     """
-    return 3 * forward_flops(model, tokens, interface)
+    return 3 * forward_flops(model, tokens, interface, routed)
 
 
 def activation_bytes(

@@ -8,6 +8,7 @@ from pixart_core.recipe.base import Fraction, Source, Strict
 from pixart_core.recipe.model_options import ModelOptions, Positions
 from pixart_core.recipe.optimizers import AdamWOptions, MuonOptions, OptimizerOptions
 from pixart_core.recipe.saving import SAVING, Duration
+from pixart_core.recipe.token_routing import TokenRouting
 from pixart_core.recipe.watching import WATCHING, Trackers, ValidationOptions
 
 __all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainStep", "ValidationOptions"]
@@ -72,6 +73,9 @@ class TrainStep(Strict):
         "auto",
         description="Several processes: each has the model (ddp) or a part of it (fsdp2); auto: ddp, unless "
         "accelerate's configuration says FSDP2.",
+    )
+    token_routing: TokenRouting | None = Field(
+        None, description="Cheaper steps: part of the tokens skips the blocks in the middle (TREAD)."
     )
     seed: NonNegativeInt = 0
     checkpointing_steps: PositiveInt = 1000

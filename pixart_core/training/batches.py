@@ -23,6 +23,7 @@ class TrainingBatch:
         labels: classes after dropout to the null class; None for a text-conditional model.
         resolution, aspect_ratio: micro-conditions: original (height, width); bucket's height / width.
         ids: manifest ids, for error messages.
+        kept_tokens: those that take all blocks (token routing); None: all of them.
     """
 
     latents: Float[Tensor, "b c h w"]
@@ -34,6 +35,7 @@ class TrainingBatch:
     resolution: Float[Tensor, "b 2"]
     aspect_ratio: Float[Tensor, "b 1"]
     ids: list[str]
+    kept_tokens: Int[Tensor, "b k"] | None = None
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on `device`."""

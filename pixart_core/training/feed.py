@@ -1,11 +1,13 @@
 """From the feature store to the micro-batches of an optimiser step."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.recipe.training import TrainStep
 from pixart_core.training.batches import TrainingBatch, Unconditional, draw_flips, make_batch
 from pixart_core.training.order import BatchOrder
+from pixart_core.training.routing import draw_kept_tokens
 
 
 def micro_batches(
@@ -17,6 +19,7 @@ def micro_batches(
     *,
     unconditional: Unconditional | None,
     null_class: int,
+    patch_size: int,
 ) -> Iterator[TrainingBatch]:
     """The micro-batches of optimiser step `number`, on the CPU.
 
@@ -24,11 +27,12 @@ def micro_batches(
         slots: places of the global batch that this process computes.
         unconditional: what dropped captions become; None for a class-conditional model.
         null_class: what dropped classes become.
+        patch_size: of the model; with a bucket's latents it tells how many tokens there are to route.
     """
     bucket, indices = order[number]
     for start in range(slots.start, slots.stop, step.micro_batch_size):
         places = range(start, start + step.micro_batch_size)
-        yield make_batch(
+        batch = make_batch(
             store.batch(
                 bucket,
                 indices[places.start : places.stop].tolist(),
@@ -43,3 +47,6 @@ def micro_batches(
             unconditional=unconditional,
             null_class=None if unconditional is not None else null_class,
         )
+        height, width = batch.latents.shape[-2:]
+        tokens = (height // patch_size) * (width // patch_size)
+        yield dataclasses.replace(batch, kept_tokens=draw_kept_tokens(step, number, places, tokens))

@@ -31,6 +31,8 @@ class Pace:
         self.step = step
         self.config = config
         self.processes = processes
+        routing = step.token_routing
+        self.routed_blocks = 0 if routing is None else len(routing.blocks(config.num_layers))
         self.gpu = _gpu(device)
         self.seconds_a_step: float | None = None  # validation, saving and all
         self._steps = 0
@@ -55,7 +57,7 @@ class Pace:
             self._waiting += time.perf_counter() - begin
             if batch is None:
                 return
-            self._flops += batch_flops(self.config, batch)
+            self._flops += batch_flops(self.config, batch, self.routed_blocks)
             yield batch
 
     def row(self, counters: Counters) -> dict[str, float]:
@@ -91,15 +93,21 @@ class Pace:
         return {name: float(f"{value:.4g}") for name, value in row.items()}
 
 
-def batch_flops(config: TransformerConfig, batch: TrainingBatch) -> int:
-    """FLOPs of the forward and backward pass of a batch, its captions as long as they are padded here."""
+def batch_flops(config: TransformerConfig, batch: TrainingBatch, routed_blocks: int = 0) -> int:
+    """FLOPs of the forward and backward pass of a batch, its captions as long as they are padded here.
+
+    Args:
+        routed_blocks: how many take the batch's `kept_tokens` alone, if it has any.
+    """
     count, _, height, width = batch.latents.shape
     tokens = (height // config.patch_size) * (width // config.patch_size)
-    return count * _image_flops(config, tokens, 0 if batch.text is None else batch.text.shape[1])
+    kept = batch.kept_tokens
+    routed = (0, 0) if kept is None else (routed_blocks, kept.shape[1])
+    return count * _image_flops(config, tokens, 0 if batch.text is None else batch.text.shape[1], routed)
 
 
 @functools.lru_cache(maxsize=1024)
-def _image_flops(config: TransformerConfig, tokens: int, text_tokens: int) -> int:
+def _image_flops(config: TransformerConfig, tokens: int, text_tokens: int, routed: tuple[int, int]) -> int:
     model = ModelOptions(
         size=None,
         conditioning=config.conditioning,
@@ -113,7 +121,7 @@ def _image_flops(config: TransformerConfig, tokens: int, text_tokens: int) -> in
         learned_variance=config.learned_variance,
     )
     interface = Interface(config.in_channels, config.caption_channels, text_tokens)
-    return training_flops(model, tokens, interface)
+    return training_flops(model, tokens, interface, routed)
 
 
 def _gpu(device: torch.device) -> Gpu | None:

@@ -87,6 +87,7 @@ class Run:
             self.counters.step,
             unconditional=self.start.unconditional,
             null_class=self.model.config.num_embeds_ada_norm,
+            patch_size=self.model.config.patch_size,
         )
 
     def save(self) -> None:
@@ -126,6 +127,8 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
     with failing_together(accelerator):
         store = FeatureStore(Path(str(step.features)), step.resolution)
         start = start_model(step, store, read_init)
+        if step.token_routing is not None:
+            start.model.routed_blocks = step.token_routing.blocks(start.model.config.num_layers)
     with failing_together(accelerator):
         if accelerator.is_main_process:
             continue_or_refuse(step, output, output / STATES)

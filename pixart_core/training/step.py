@@ -51,6 +51,8 @@ def batch_loss(
         conditions = {"text_embeds": batch.text, "text_mask": batch.mask}
         if micro_conditions:
             conditions |= {"resolution": batch.resolution, "aspect_ratio": batch.aspect_ratio}
+    if batch.kept_tokens is not None:
+        conditions["kept_tokens"] = batch.kept_tokens
     device = batch.latents.device.type
     with torch.autocast(device, autocast, enabled=autocast is not None):
         output = model(noisy, batch.timesteps, **conditions)
