@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from broken_images import encode, noise, write_salted_folder
@@ -24,7 +20,6 @@ from pixart_core.progress import Silent
 from pixart_core.recipe.caption import CaptionStep
 
 IMAGES = 14
-KILLS = 20
 EMOJI = Path(__file__).parents[1].parent / "shared" / "data" / "emoji"
 
 
@@ -58,25 +53,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-@pytest.fixture(scope="module")
-def launched(
-    tmp_path_factory: pytest.TempPathFactory, step: CaptionStep
-) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
-    """(folder, results of the launches on each output in it); see caption_launches.py."""
-    each: list[tuple[str, int, int | None]] = [("three", 3, None)]
-    each += [("shared", 3, 2), ("shared", 2, 2), ("shared", 2, None)]
-    folder = tmp_path_factory.mktemp("launches")
-    script = Path(__file__).with_name("caption_launches.py")
-    small = step.model_copy(update={"batch_size": 2, "with_original_caption": True})
-    done = subprocess.run(
-        [sys.executable, str(script), small.model_dump_json(), str(folder), str(KILLS), json.dumps(each)],
-        capture_output=True, text=True, timeout=300, cwd=script.parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, json.loads(done.stdout.splitlines()[-1])
-
-
 def test_every_usable_image_gets_its_own_caption(undisturbed: Path) -> None:
     rows = read_captions(undisturbed)
     assert list(rows) == [record.id for record in read_manifest(undisturbed / "manifest").records]
@@ -107,38 +83,6 @@ def test_captions_are_what_the_model_says_of_each_image_alone(
         assert rows[record.id].caption == processor.decode(new, skip_special_tokens=True).strip()
         ran_into_the_limit = len(new) == 8 and model.generation_config.eos_token_id not in new
         assert ("truncated" in rows[record.id].flags) >= ran_into_the_limit
-
-
-def test_killed_at_twenty_points_nothing_done_is_done_again_and_the_end_is_the_same(
-    launched: tuple[Path, dict[str, list[dict[str, Any]]]],
-) -> None:
-    folder, results = launched[0], launched[1]["killed"]
-    kept: set[str] = set()
-    for result in results[:-2]:
-        described = [row_id for batch in result["described"] for row_id in batch]
-        assert kept.isdisjoint(described)  # what was kept is never described again
-        before, kept = kept, set(result["kept"])
-        assert before <= kept or not kept  # no parts are left once all is published
-        if kept:
-            assert len(set(described) - kept) <= 2  # the batch in flight
-        # A launch that was quicker than the kill ended as an undisturbed one; the next begins afresh.
-        assert result["exit_codes"] == [-9] or (result["exit_codes"], result["same"]) == ([0], True)
-    assert [result["exit_codes"] for result in results].count([-9]) == KILLS
-    assert len({len(result["kept"]) for result in results[:-2]}) >= 4  # early, late and in between
-    assert [result["exit_codes"] for result in results[-2:]] == [[0], [0]]
-    assert results[-1]["described"] == []
-    assert contents(folder / "killed") == contents(folder / "whole")
-
-
-def test_processes_share_the_batches_and_another_number_goes_on_after_a_kill(
-    launched: tuple[Path, dict[str, list[dict[str, Any]]]],
-) -> None:
-    folder, results = launched
-    (three,) = results["three"]
-    assert three["exit_codes"] == [0, 0, 0]
-    assert [len(batch) for batch in three["described"]] == [2] * (IMAGES // 2)
-    assert [result["exit_codes"] for result in results["shared"]] == [[-9] * 3, [-9] * 2, [0] * 2]
-    assert contents(folder / "three") == contents(folder / "whole") == contents(folder / "shared")
 
 
 def test_a_finished_run_does_nothing_again(

@@ -4,9 +4,10 @@ import email.utils
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pixart_core.artifacts.captions import CAPTIONS, FAILED, read_captions
 from pixart_core.artifacts.manifest import read_manifest
 from pixart_core.data.caption_flags import caption_flags
 from pixart_core.encoders.caption import run_caption
+from pixart_core.encoders.chat_server import ChatServer
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.caption import CaptionStep
@@ -48,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def step_for(data: Path, endpoint: Endpoint, **options: Any) -> CaptionStep:
-    given = {"captioner": "vlm", "api_backoff": 0.01, "api_timeout": 5.0, "concurrency": 4}
+    given = {"captioner": "vlm", "api_backoff": 0.01, "api_timeout": 600.0, "concurrency": 4}
     return CaptionStep(data=str(data), api_base=endpoint.base, **given | options)
 
 
@@ -108,13 +110,12 @@ def test_whatever_goes_wrong_for_a_while_is_asked_again(tmp_path: Path, data: Pa
     def reply(asked: Asked, times: int) -> Reply:
         return hiccups[times - 1] if times <= len(hiccups) else describe(asked)
 
-    with serving(Endpoint()) as endpoint:
-        run_caption(step_for(data, endpoint, limit=3), tmp_path / "calm", Silent())
-        calm = endpoint.base
-    with serving(Endpoint(reply)) as endpoint:
-        step = step_for(data, endpoint, limit=3, api_timeout=1.0)
+    with serving(Endpoint()) as calm, serving(Endpoint(reply)) as endpoint:
+        run_caption(step_for(data, calm, limit=3), tmp_path / "calm", Silent())
+        # Others may be late as well where the machine is busy: then they are asked for once more.
+        step = step_for(data, endpoint, limit=3, api_timeout=1.0, api_retries=50)
         result = run_caption(step, tmp_path / "rough", Silent())
-    assert calm != endpoint.base
+    assert calm.base != endpoint.base
     assert result["failed"] == 0
     assert len(endpoint.asked) >= 3 * (len(hiccups) + 1)
     assert (tmp_path / "rough" / CAPTIONS).read_bytes() == (tmp_path / "calm" / CAPTIONS).read_bytes()
@@ -138,11 +139,15 @@ def test_retry_after_is_waited_for_and_pauses_grow(tmp_path: Path, data: Path) -
 def test_never_more_requests_at_once_than_asked_for_and_no_fewer(
     tmp_path: Path, data: Path, concurrency: int
 ) -> None:
+    together = threading.Barrier(concurrency)
+
     def reply(asked: Asked, _: int) -> Reply:
+        together.wait(600)  # no answer before so many have asked
         return Reply(200, describe(asked).body, delay=0.03)
 
     with serving(Endpoint(reply)) as endpoint:
         run_caption(step_for(data, endpoint, concurrency=concurrency), tmp_path / "out", Silent())
+    assert IMAGES % concurrency == 0
     assert endpoint.most_at_once == concurrency
 
 
@@ -173,8 +178,11 @@ def test_an_image_that_the_server_refuses_is_one_row_of_the_ledger(tmp_path: Pat
 
 
 def test_too_many_refusals_stop_the_run_and_raising_the_limit_goes_on(tmp_path: Path, data: Path) -> None:
+    refused: list[str] = []
+
     def reply(asked: Asked, _: int) -> Reply:
-        return Reply(413, b"too large") if int(asked.image, 16) % 3 == 0 else describe(asked)
+        refused[:] = refused or [asked.image]
+        return Reply(413, b"too large") if asked.image in refused else describe(asked)
 
     with serving(Endpoint(reply)) as endpoint:
         step = step_for(data, endpoint, concurrency=1)
@@ -182,7 +190,7 @@ def test_too_many_refusals_stop_the_run_and_raising_the_limit_goes_on(tmp_path: 
         with pytest.raises(PixartError, match=message):
             run_caption(step, tmp_path / "out", Silent())
         result = run_caption(step_for(data, endpoint, max_bad_fraction=0.9), tmp_path / "out", Silent())
-        assert result["failed"] > 0
+        assert result["failed"] == 1
         # The one that stopped the run was tried again, and so were those under way then.
         assert IMAGES < len(endpoint.asked) <= IMAGES + 1 + 3
 
@@ -217,13 +225,15 @@ def test_what_is_wrong_for_every_image_stops_the_run_with_one_line(
         assert run_caption(step_for(data, endpoint), tmp_path / "out", Silent())["failed"] == 0
 
 
-def test_nobody_there_is_said_at_once(tmp_path: Path, data: Path) -> None:
-    with serving(Endpoint()) as endpoint:
-        step = step_for(data, endpoint)
-    begin = time.monotonic()
-    with pytest.raises(UserError, match=r"api_base: http://127.* cannot be reached \(.*refused"):
-        run_caption(step, tmp_path / "out", Silent())
-    assert time.monotonic() - begin < step.api_timeout
+def test_nobody_there_is_said_before_any_image_is_sent(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChatServer, "describe", lambda *_: pytest.fail("sent an image"))
+    with socket.socket() as deaf:  # a port that nobody else can take and nobody answers at
+        deaf.bind(("127.0.0.1", 0))
+        step = step_for(data, Endpoint(base=f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"))
+        with pytest.raises(UserError, match=r"api_base: http://127.* cannot be reached \(.*refused"):
+            run_caption(step, tmp_path / "out", Silent())
 
 
 def test_flags_retries_and_seeds_are_those_of_the_image(tmp_path: Path, data: Path) -> None:
@@ -273,9 +283,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path: Path, data: Path)
         root = Path(__file__).parents[1]
         environment = os.environ | {"MY_KEY": f" {KEY}\n", "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}
         runs = [
-            subprocess.run(
-                [*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
-            )
+            subprocess.run([*command, *more], capture_output=True, text=True, cwd=tmp_path, env=environment)
             for more in (["--dry-run"], [])
         ]
     assert [done.returncode for done in runs] == [0, 0], runs
@@ -302,33 +310,3 @@ def test_a_key_in_the_address_or_none_at_all_is_refused_without_showing_it(
             run_caption(step_for(data, endpoint), tmp_path / "out", Silent())
     assert "lines" not in str(caught.value)
     assert not endpoint.asked
-
-
-def test_killed_with_requests_under_way_no_answer_that_was_kept_is_asked_for_again(
-    tmp_path: Path, data: Path
-) -> None:
-    def reply(asked: Asked, _: int) -> Reply:
-        return Reply(200, describe(asked).body, delay=0.02)
-
-    with serving(Endpoint(reply)) as endpoint:
-        step = step_for(data, endpoint, concurrency=2)
-        each = [("out", 1, 0.2 + 0.06 * number) for number in range(9)] + [("out", 1, None)]
-        script = Path(__file__).with_name("caption_launches.py")
-        done = subprocess.run(
-            [sys.executable, str(script), step.model_dump_json(), str(tmp_path), "0", json.dumps(each)],
-            capture_output=True, text=True, timeout=120, cwd=script.parents[1],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads(done.stdout.splitlines()[-1])["out"]
-    assert results[-1]["exit_codes"] == [0]
-    rows = read_captions(tmp_path / "out")
-    images = {row.id: row.caption.split()[3] for row in rows.values()}
-    kept_at_a_kill = 0
-    for result, following in itertools.pairwise(results):
-        kept = {images[row_id] for row_id in result["kept"]}
-        later = [asked.image for asked in endpoint.asked if asked.time >= following["begin"]]
-        assert kept.isdisjoint(later)
-        kept_at_a_kill += 0 < len(kept) < IMAGES
-    assert kept_at_a_kill > 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -54,81 +54,61 @@ def undisturbed(data: Path, encoders: Path, tmp_path_factory: pytest.TempPathFac
 
 
 # Children are forked before torch has threads, so that its slow import is paid once. First two that are
-# told of each other as torchrun does it; then one after the other, killed after a random time or at a random
-# call (fsync and rename among them) of the code that writes files. A store that one finished is compared and
-# begun again.
+# told of each other as torchrun does it; then one after the other, killed at counted calls: of all of ours
+# (shares of how many it takes), or (fsync and rename among them) of the code that writes files. A store that
+# one finished is compared and begun again.
 FORKS = """
-import os, random, shutil, signal, socket, sys, time
+import itertools, os, random, shutil, sys
 from pathlib import Path
 import torch
+from counted_kills import kill_at_call, on_call
 from extraction import files
+from forked_ranks import fork_ranks
 from pixart_core.encoders.extract import run_extraction
 from pixart_core.progress import Silent
 from pixart_core.recipe.features import ExtractFeaturesStep
 torch.set_num_threads(1)
 step = ExtractFeaturesStep.model_validate_json(sys.argv[1])
 output, whole = Path(sys.argv[2]), Path(sys.argv[3])
+ours = tuple(map(str, Path(sys.modules["pixart_core"].__file__).parent.rglob("*.py")))
+writing = ("publish.py", "_files.py", "_index.py", "_guard.py", "_plan.py", "_writer.py", "scan_log.py")
 draws, expected = random.Random(0), files(whole)
-def launch(count):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    names = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    children = []
-    for rank in range(count):
-        children.append(os.fork())
-        if children[-1] == 0:
-            for name, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items():
-                os.environ[name] = str(value)
-            run_extraction(step, output, Silent())
-            os._exit(0)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * count
-launch(2)
+assert fork_ranks(2, lambda rank: run_extraction(step, output, Silent())) == [0, 0]
 assert files(output) == expected
 shutil.rmtree(output)
-def killer(calls):
-    def hook(frame, event, argument):
-        nonlocal calls
-        if frame.f_code.co_filename.endswith(("publish.py", "_files.py", "_index.py", "_guard.py")):
-            calls -= 1
-            if calls == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    return hook
-def run(limit, calls=None):
-    begin = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        if calls is not None:
-            sys.setprofile(killer(calls))
-        run_extraction(step, output, Silent())
-        os._exit(0)
-    while time.monotonic() - begin < limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return time.monotonic() - begin if status == 0 else None
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
-seconds = run(600)
-finished = kills = 0
+
+def count(rank):
+    calls = itertools.count()
+    on_call(lambda: next(calls), ours)
+    run_extraction(step, output, Silent())
+    sys.setprofile(None)
+    (output.parent / "calls").write_text(str(next(calls)))
+
+def killed(rank):
+    kill_at_call(*places)
+    run_extraction(step, output, Silent())
+
+assert fork_ranks(1, count) == [0]
+calls = int((output.parent / "calls").read_text())
+shutil.rmtree(output)
+kills = 0
 while kills < 20:
-    at_call = kills % 2 == 1
-    limits = (600, draws.randrange(1, 900)) if at_call else (draws.uniform(0.0, 1.0) * seconds, None)
-    if run(*limits) is None:
+    share, file = draws.uniform(0.05, 0.95), kills % 2 == 1
+    places = (draws.randrange(1, 1500), writing) if file else (int(share * calls), ours)
+    (code,) = fork_ranks(1, killed)
+    if code == -9:
         kills += 1
         print("killed", len(list(output.glob("*-*.safetensors"))), flush=True)
     else:
-        finished += 1
+        assert code == 0, code
         assert files(output) == expected
         shutil.rmtree(output)
-run(600)
+assert fork_ranks(1, lambda rank: run_extraction(step, output, Silent())) == [0]
 assert files(output) == expected
-print("finished", finished + 1)
 """
 
 
-def test_killed_at_any_time_or_shared_by_two_it_ends_with_the_bytes_of_an_undisturbed_run(
+def test_killed_anywhere_or_shared_by_two_it_ends_with_the_bytes_of_an_undisturbed_run(
     undisturbed: dict[str, bytes], data: Path, encoders: Path, tmp_path: Path
 ) -> None:
     for name, content in undisturbed.items():
@@ -143,7 +123,8 @@ def test_killed_at_any_time_or_shared_by_two_it_ends_with_the_bytes_of_an_undist
         str(tmp_path / "out"),
         str(tmp_path / "whole"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here}:{here.parent}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     shards = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("killed")]
@@ -284,7 +265,7 @@ def test_a_few_batches_of_text_are_held_and_the_next_are_encoded_while_a_shard_i
         return states
 
     def publish(opened: OpenText) -> None:
-        assert second_shard.wait(60) or opened._shard is not writer.missing("text")[0]
+        assert second_shard.wait(600) or opened._shard is not writer.missing("text")[0]
         write(opened)
 
     write = OpenText.publish

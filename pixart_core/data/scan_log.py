@@ -160,7 +160,9 @@ def open_scan_log(folder: Path | None) -> Iterator[ScanLog]:
     except OSError as error:
         raise PixartError(f"cannot write {folder}: {error.strerror}") from error
     try:
-        _lock(lock, folder)
+        if _lock(lock, folder):
+            for partial in folder.glob(".*.partial"):  # of a killed scan
+                partial.unlink(missing_ok=True)
         try:
             log = (folder / INSPECTED).open("ab+", buffering=0)
         except OSError as error:
@@ -178,14 +180,17 @@ def open_scan_log(folder: Path | None) -> Iterator[ScanLog]:
         os.close(lock)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path) -> bool:
     try:
         # Let go when the process ends, however it ends.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"{folder}: another process is scanning into it") from error
     except OSError:
-        pass  # some network file systems lock no folders; two scans there cost time, the last one wins
+        return (
+            False  # some network file systems lock no folders; two scans there cost time, the last one wins
+        )
+    return True
 
 
 def _line_of(chunk: Chunk) -> bytes:
