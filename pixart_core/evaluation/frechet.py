@@ -1,27 +1,45 @@
-"""Fréchet distance between Gaussians fitted to image features, in float64.
+"""Fréchet distance between Gaussians fitted to image features, in float64, with an honest error.
 
 The number means nothing without its feature extractor, so results carry the extractor's name. With
 anything but the TensorFlow port of Inception it is not FID and is never called so.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from pixart_core.errors import UserError
 
-Extractor = Callable[[Sequence[Image.Image]], Float[np.ndarray, "batch features"]]
-PIXELS = "pixels-8x8"
-BATCH = 32
-JACKKNIFE_GROUPS = 10
+GROUPS = 10  # of the jackknife: each leaves out 10 %
+LEAST = 2 * GROUPS  # images below which no error is given
+# Shares of the sample, in groups, through which FID is extrapolated to infinitely many images.
+EXTRAPOLATED = (5, 7, 9, 10)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """Mean and covariance of features.
+
+    Attributes:
+        count: images that they come from, None where nobody said.
+    """
+
+    mean: Float[np.ndarray, " features"]
+    covariance: Float[np.ndarray, "features features"]
+    count: int | None = None
+
+    @functools.cached_property
+    def root(self) -> Float[np.ndarray, "features features"]:
+        """Symmetric square root of the covariance."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        # Rounding makes zero eigenvalues slightly negative.
+        return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Count, mean and centred second moment of features, mergeable without loss.
 
@@ -49,117 +67,104 @@ class Moments:
             self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count),
         )
 
-    @property
-    def covariance(self) -> Float[np.ndarray, "features features"]:
-        return self.scatter / (self.count - 1)
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance (over count - 1).
+
+        Raises:
+            UserError: fewer than two images.
+        """
+        if self.count < 2:
+            raise UserError("a Frechet distance needs at least 2 images on each side")
+        return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
 def merge(moments: Iterable[Moments]) -> Moments:
     """Moments of all samples together."""
-    first, *rest = moments
-    for other in rest:
-        first = first.merged(other)
-    return first
+    return functools.reduce(Moments.merged, moments)
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mu_a - mu_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^1/2).
 
     The last trace is the nuclear norm of S_a^1/2 S_b^1/2: symmetric square roots and one SVD, exact
     also for singular covariances, where `scipy.linalg.sqrtm` loses digits or turns complex.
-
-    Raises:
-        UserError: fewer than two images on one side.
     """
-    if min(a.count, b.count) < 2:
-        raise UserError("a Frechet distance needs at least 2 images on each side")
-    cross = np.linalg.svd(_square_root(a.covariance) @ _square_root(b.covariance), compute_uv=False).sum()
+    cross = np.linalg.svd(a.root @ b.root, compute_uv=False).sum()
     delta = a.mean - b.mean
     return float(delta @ delta + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
-def _square_root(matrix: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    values, vectors = np.linalg.eigh(matrix)
-    # Rounding makes zero eigenvalues slightly negative.
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+@dataclass(frozen=True)
+class Distance:
+    """A distance and what is known about its error; the reference is held fixed.
 
-
-def frechet_with_error(
-    features: Float[np.ndarray, "n features"], reference: Moments
-) -> tuple[float, float | None]:
-    """(distance of `features` to `reference`, its delete-10 % jackknife standard error).
-
-    A bootstrap would repeat images and inflate the distance. The error is None below 20 images.
+    Attributes:
+        value: of all samples.
+        count: samples.
+        se: delete-10 % jackknife standard error; None below `LEAST` samples. (A bootstrap would repeat
+            images, which inflates the distance.)
+        bias_corrected: the jackknife's estimate without the bias of finite samples, to first order.
+        extrapolated: the distance at infinitely many samples, by a line in 1/n (Chong and Forsyth 2020);
+            None where half the samples do not span the features, so that no line holds.
+        left_out: the distance without each of the groups.
     """
-    groups = np.array_split(np.arange(len(features)), JACKKNIFE_GROUPS)
-    if len(features) < 2 * JACKKNIFE_GROUPS:
-        return frechet_distance(Moments.of(features), reference), None
-    parts = [Moments.of(features[group]) for group in groups]
+
+    value: float
+    count: int
+    se: float | None = None
+    bias_corrected: float | None = None
+    extrapolated: float | None = None
+    left_out: tuple[float, ...] = ()
+
+
+def frechet_with_error(parts: Sequence[Moments], reference: Gaussian) -> Distance:
+    """Distance of all `parts` (see `group_of`) together to `reference`, with its jackknife."""
+    whole = merge(parts)
+    value = frechet_distance(whole.gaussian(), reference)
+    if len(parts) < GROUPS or whole.count < LEAST:
+        return Distance(value, whole.count)
     left_out = [
-        frechet_distance(merge(parts[:i] + parts[i + 1 :]), reference) for i in range(JACKKNIFE_GROUPS)
+        frechet_distance(merge([*parts[:i], *parts[i + 1 :]]).gaussian(), reference)
+        for i in range(len(parts))
     ]
-    share = (JACKKNIFE_GROUPS - 1) / JACKKNIFE_GROUPS
-    error = np.sqrt(share * ((np.array(left_out) - np.mean(left_out)) ** 2).sum())
-    return frechet_distance(merge(parts), reference), float(error)
+    extrapolated = None
+    if whole.count // 2 > len(reference.mean):
+        extrapolated = _at_infinity(parts, reference, {GROUPS: value, GROUPS - 1: float(np.mean(left_out))})
+    return Distance(
+        value,
+        whole.count,
+        jackknife_se(left_out),
+        GROUPS * value - (GROUPS - 1) * float(np.mean(left_out)),
+        extrapolated,
+        tuple(left_out),
+    )
 
 
-def load_extractor(name: str) -> Extractor:
-    """The feature extractor called `name`: "pixels-8x8", or hub id or path of a vision model.
+def jackknife_se(left_out: Sequence[float]) -> float:
+    """Standard error from the values without each of the groups."""
+    values = np.array(left_out)
+    return float(np.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))
 
-    Raises:
-        UserError: no such model, or one without image features.
+
+def group_of(keys: Sequence[str]) -> np.ndarray:
+    """Jackknife group of each sample: samples of one key (prompt) stay together, keys are dealt in turn.
+
+    With fewer than `GROUPS` keys every sample is dealt on its own.
     """
-    return _pixels if name == PIXELS else _vision_model(name)
+    ranks = {key: rank for rank, key in enumerate(dict.fromkeys(keys))}
+    dealt = [ranks[key] for key in keys] if len(ranks) >= GROUPS else range(len(keys))
+    return np.array([rank % GROUPS for rank in dealt], dtype=np.int64)
 
 
-def extractor_label(name: str) -> str:
-    """How results name the extractor: paths by their last part, so that results compare across machines."""
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def extract(images: Iterable[Image.Image], extractor: Extractor) -> Float[np.ndarray, "n features"]:
-    """Features of all images, in batches of `BATCH`."""
-    batch: list[Image.Image] = []
-    rows: list[Any] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == BATCH:
-            rows.append(extractor(batch))
-            batch = []
-    if batch:
-        rows.append(extractor(batch))
-    return np.concatenate(rows).astype(np.float64)
-
-
-def _pixels(images: Sequence[Image.Image]) -> Float[np.ndarray, "batch 192"]:
-    """RGB in 0..1, averaged over the cells of an 8 x 8 grid."""
-    small = [image.convert("RGB").resize((8, 8), Image.Resampling.BOX) for image in images]
-    return np.stack([np.asarray(image, dtype=np.float64).ravel() / 255 for image in small])
-
-
-def _vision_model(name: str) -> Extractor:
-    import torch
-    from transformers import AutoImageProcessor, AutoModel
-
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        model = AutoModel.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"features: {name} is neither {PIXELS} nor a vision model ({reason})") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device).eval()
-
-    def features(images: Sequence[Image.Image]) -> Float[np.ndarray, "batch features"]:
-        pixels = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        with torch.no_grad():
-            pixel_values = pixels["pixel_values"].to(device)
-            # Two-tower models (CLIP, SigLIP) keep their image tower behind a method.
-            forward = getattr(model, "get_image_features", model)
-            output = forward(pixel_values=pixel_values)
-        pooled = getattr(output, "pooler_output", None)
-        if pooled is None:
-            pooled = output.last_hidden_state.mean(1)
-        return pooled.flatten(1).double().cpu().numpy()
-
-    return features
+def _at_infinity(parts: Sequence[Moments], reference: Gaussian, known: dict[int, float]) -> float:
+    """The intercept of distance over 1/n; smaller shares are the mean of the first and the last groups."""
+    total = sum(part.count for part in parts)
+    inverse, values = [], []
+    for share in EXTRAPOLATED:
+        value = known.get(share)
+        if value is None:
+            ends = (parts[:share], parts[-share:])
+            value = float(np.mean([frechet_distance(merge(end).gaussian(), reference) for end in ends]))
+        inverse.append(GROUPS / (share * total))
+        values.append(value)
+    return float(np.polyfit(inverse, values, 1)[1])

@@ -1,4 +1,7 @@
-"""`report.html`, one self-contained file without scripts, and `report.json`; equal inputs, equal bytes."""
+"""`report.html`, one self-contained file without scripts, `report.md` and `report.json`.
+
+Equal inputs give equal bytes.
+"""
 
 import base64
 import io
@@ -12,8 +15,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from pixart_core.artifacts.publish import write_json, write_text
+from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.evaluation.charts import loss_chart
 from pixart_core.evaluation.report_data import EXPLANATIONS
+from pixart_core.evaluation.report_markdown import markdown
+from pixart_core.evaluation.report_sections import clip_tables, compbench_tables, distance_tables
 from pixart_core.evaluation.sample_set import SampleSet
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,6 +38,7 @@ def write_report(report: Mapping[str, Any], sets: Sequence[SampleSet], output: P
     """
     page = render_page(report, sets)
     write_json(output / "report.json", report)
+    write_text(output / "report.md", markdown(report))
     write_text(output / "report.html", page)
 
 
@@ -46,6 +53,7 @@ def render_page(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"decimals": _decimals, "duration": _duration, "yaml": _yaml, "percent": _percent}
+    environment.filters["interval"] = _interval
     return environment.get_template("report.html.j2").render(
         report=report,
         explanations=EXPLANATIONS,
@@ -55,7 +63,10 @@ def render_page(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> str:
             if run["curve"]
         },
         grids={samples.name: _grid(samples, report) for samples in sets},
-        frechet=_frechet_rows(report),
+        distances=distance_tables(report["metrics"]),
+        clips=clip_tables(report["metrics"]),
+        compbench=compbench_tables(report["metrics"]),
+        galleries=_gallery_pictures(report, sets),
         shown=SHOWN,
     )
 
@@ -63,13 +74,13 @@ def render_page(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> str:
 def _grid(samples: SampleSet, report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = report["sample_sets"][samples.name]["samples"]
     return [
-        row
-        | {
-            "image": picture_url(samples.picture(sample)),
-            "crisp": max(sample.height, sample.width) < CRISP_BELOW,
-        }
-        for row, sample in zip(rows[:EMBEDDED], samples.samples, strict=False)
+        row | _picture(samples, sample) for row, sample in zip(rows[:EMBEDDED], samples.samples, strict=False)
     ]
+
+
+def _picture(samples: SampleSet, sample: SampleRecord) -> dict[str, Any]:
+    crisp = max(sample.height, sample.width) < CRISP_BELOW
+    return {"image": picture_url(samples.picture(sample)), "crisp": crisp}
 
 
 def picture_url(image: Image.Image) -> str:
@@ -85,17 +96,25 @@ def picture_url(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _frechet_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"samples": name, "extractor": key.removeprefix("frechet/"), **values}
-        for name, results in report["metrics"].items()
-        for key, values in results.items()
-        if key.startswith("frechet/")
-    ]
+def _gallery_pictures(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> dict[str, Any]:
+    """The report's galleries, each entry with its picture."""
+    found: dict[str, Any] = {}
+    for samples in sets:
+        by_file = {sample.file: sample for sample in samples.samples}
+        for protocol, ends in report["galleries"].get(samples.name, {}).items():
+            found.setdefault(samples.name, {})[protocol] = {
+                end: [entry | _picture(samples, by_file[entry["file"]]) for entry in entries]
+                for end, entries in ends.items()
+            }
+    return found
 
 
 def _decimals(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
+    return "–" if bounds is None else " to ".join(_decimals(bound, digits) for bound in bounds)
 
 
 def _percent(value: float) -> str:

@@ -1,6 +1,5 @@
 """What the report says, as plain data: `report.json`, and what the template of `report.html` reads."""
 
-import dataclasses
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from pixart_core.artifacts.card import Card
+from pixart_core.evaluation.outcome import Outcome, Verdict
+from pixart_core.evaluation.report_sections import clip_tables, galleries, paper_tables
 from pixart_core.evaluation.sample_set import SampleSet, TrainingRun
 
 CURVE_POINTS = 400
@@ -29,19 +30,10 @@ EXPLANATIONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What the detectors say about one sample: the metrics it misses, and what it shows."""
-
-    wrong: tuple[str, ...]
-    seen: str
-
-
 def build_report(
-    metrics: Mapping[str, Mapping[str, Any]],
+    outcome: Outcome,
     sets: Sequence[SampleSet],
     runs: Sequence[TrainingRun],
-    verdicts: Mapping[str, Sequence[Verdict]],
     *,
     card: Card,
     pipeline: str | None,
@@ -49,14 +41,25 @@ def build_report(
     """Everything that `report.json` holds: no times of day and no absolute paths of inputs.
 
     Args:
-        verdicts: one a sample, for the sample sets that bench shapes has scored.
         pipeline: where the pipeline folder is, as the report should name it.
     """
+    metrics, verdicts = outcome.metrics, outcome.verdicts
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "pixart_version": card.pixart_version,
         "verdict": verdict_in_words(metrics),
         "metrics": {name: dict(values) for name, values in metrics.items()},
+        "partial": {
+            samples.name: {"scored": len(samples.samples), "of": samples.whole}
+            for samples in sets
+            if samples.partial
+        },
+        "reference": outcome.reference,
+        "paired": outcome.paired,
+        "galleries": galleries(outcome),
+        "prompts": outcome.prompts,
+        "missing": outcome.missing,
+        "paper": paper_tables(metrics),
         "sample_sets": {samples.name: _sample_set(samples, verdicts.get(samples.name)) for samples in sets},
         "runs": {run.name: _run(run) for run in runs},
         "pipeline": pipeline,
@@ -85,12 +88,25 @@ def verdict_in_words(metrics: Mapping[str, Mapping[str, Any]]) -> str:
             )
         else:
             sentences.append("No single attribute was ever wrong.")
+    for table in clip_tables(metrics):
+        sentences += [_clip_in_words(row) for row in table["rows"]]
     if not sentences:
         return (
             "No benchmark in this report tells whether the pictures follow their prompts: "
             "look at the samples below."
         )
     return " ".join(sentences)
+
+
+def _clip_in_words(row: Mapping[str, Any]) -> str:
+    if row["null"] is None:
+        return f"The CLIP score of {row['samples']} is {row['score']:.4f}; with one prompt it has no null."
+    low, _ = row["score_minus_null_ci95"]
+    above = "above" if low > 0 else "not above"
+    return (
+        f"In {row['samples']}, the CLIP score {row['score']:.4f} is {above} that of shuffled prompts "
+        f"({row['null']:.4f})."
+    )
 
 
 def _percent(share: float) -> str:

@@ -11,18 +11,24 @@ from PIL import Image
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.checkpoint import LOG, read_checkpoint_card
 from pixart_core.artifacts.samples import SAMPLES, SampleRecord, read_samples
+from pixart_core.data.images import UnusableImageError, decode_image
 from pixart_core.data.shapes import Scene, scene_from_meta
 from pixart_core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSet:
-    """The samples of one `pixart sample`, under the name that the report gives them."""
+    """The samples of one `pixart sample`, under the name that the report gives them.
+
+    Attributes:
+        whole: samples of the set, where these are not all of them; else None.
+    """
 
     name: str
     folder: Path
     card: Card
     samples: tuple[SampleRecord, ...]
+    whole: int | None = None
 
     def picture(self, sample: SampleRecord) -> Image.Image:
         """The picture of `sample` as RGB.
@@ -30,16 +36,50 @@ class SampleSet:
         Raises:
             UserError: the file is gone or damaged.
         """
+        return self.decode(sample, self.read(sample))
+
+    def read(self, sample: SampleRecord) -> bytes:
+        """The file of `sample`.
+
+        Raises:
+            UserError: it is gone.
+        """
         path = self.folder / sample.file
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
+            return path.read_bytes()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error}); sample again") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); sample again") from error
+
+    def decode(self, sample: SampleRecord, data: bytes) -> Image.Image:
+        """The picture in `data`, as RGB.
+
+        Raises:
+            UserError: damaged.
+        """
+        try:
+            return decode_image(data)
+        except UnusableImageError as error:
+            raise UserError(f"{self.folder / sample.file}: {error}; sample again") from error
 
     def pictures(self) -> Iterator[Image.Image]:
         """All pictures, in order."""
         return (self.picture(sample) for sample in self.samples)
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each sample, in order."""
+        return [sample.prompt for sample in self.samples]
+
+    def first(self, limit: int | None) -> "SampleSet":
+        """The first `limit` samples; `whole` still tells how many there are."""
+        if limit is None or limit >= len(self.samples):
+            return self
+        return dataclasses.replace(self, samples=self.samples[:limit], whole=len(self.samples))
+
+    @property
+    def partial(self) -> bool:
+        """Whether samples were left out (`first`)."""
+        return self.whole is not None
 
 
 @dataclasses.dataclass(frozen=True)

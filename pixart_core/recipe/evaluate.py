@@ -1,6 +1,6 @@
 """Options of `pixart evaluate`: which benchmarks, on what, and the weights that they need."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -13,6 +13,8 @@ FidProtocol = Literal["coco256-cleanfid", "pytorch-fid", "torch-fidelity"]
 
 class EvaluateStep(Strict):
     """Score sample sets and write the report."""
+
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"cache", "batch_size", "device"})
 
     command: Literal["evaluate"] = "evaluate"
     bench: tuple[Bench, ...] = ("shapes",)
@@ -60,5 +62,8 @@ class EvaluateStep(Strict):
     pipeline: Source | None = Field(None, description="The pipeline folder that the report names.")
     batch_size: PositiveInt = Field(32, description="Images at a time in Inception, CLIP and DINOv2.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, ...; default: the best there is.")
+    cache: str | None = Field(
+        None, description="Folder of features by image; default: .evaluation beside the report's folder."
+    )
     bootstrap: PositiveInt = 1000
     seed: NonNegativeInt = 0
