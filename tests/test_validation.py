@@ -104,7 +104,8 @@ def test_the_loss_of_a_band_is_that_of_its_timesteps(tmp_path: Path, store: Path
         for parameter in run.model.parameters():
             parameter.zero_()  # predicts 0, and a variance in the middle of its range
     run.ema.load(dict(run.model.named_parameters()))
-    validation = ValidationLoss(run, run.step.validation)  # type: ignore[arg-type]
+    validation = ValidationLoss(run.step.validation)  # type: ignore[arg-type]
+    validation.begin(run)
     losses = validation._losses(run, "ema")
     for batch in validation.batches:
         for band in range(4):

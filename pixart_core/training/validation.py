@@ -19,7 +19,7 @@ from pixart_core.seeding import derive_seed
 from pixart_core.training.averaged import evaluating
 from pixart_core.training.batches import TrainingBatch, make_batch
 from pixart_core.training.log import append_row, forget_after
-from pixart_core.training.processes import on_any
+from pixart_core.training.processes import failing_together, on_any
 from pixart_core.training.run import Run
 from pixart_core.training.start import check_fit
 from pixart_core.training.step import StepStats
@@ -52,22 +52,25 @@ class ValidationLoss:
         rows: those of the newest validation.
     """
 
-    def __init__(self, run: Run, options: ValidationOptions) -> None:
-        """Raises:
-        UserError: `options.features` cannot be used with this model."""
+    def __init__(self, options: ValidationOptions) -> None:
         self.options = options
-        self.path = run.output / VALIDATION
         self.rows: list[dict[str, Any]] = []
         self.edges = [NUM_TIMESTEPS * band // options.bands for band in range(options.bands + 1)]
-        self.store = run.store
-        if options.features is not None:
-            self.store = FeatureStore(Path(str(options.features)), run.step.resolution)
-            check_fit(run.model.config, self.store)
-        self.batches = fixed_batches(self.store.buckets, options, run.step.micro_batch_size)
-        self.samples = sum(len(batch.indices) for batch in self.batches)
 
     def begin(self, run: Run) -> None:
-        """Forget validations of steps that are done again."""
+        """Choose the samples; forget validations of steps that are done again.
+
+        Raises:
+            UserError: `options.features` cannot be used with this model.
+        """
+        self.path = run.output / VALIDATION
+        self.store = run.store
+        with failing_together(run.accelerator):
+            if self.options.features is not None:
+                self.store = FeatureStore(Path(str(self.options.features)), run.step.resolution)
+                check_fit(run.model.config, self.store)
+        self.batches = fixed_batches(self.store.buckets, self.options, run.step.micro_batch_size)
+        self.samples = sum(len(batch.indices) for batch in self.batches)
         if run.accelerator.is_main_process:
             forget_after(self.path, run.counters.step)
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from pixart_core.errors import UserError
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
+from pixart_core.training.trackers import CsvFiles, TrackerOf
 from pixart_core.training.validation import ValidationLoss
 from pixart_core.training.validation_images import OpenPainter, ValidationImages
 
@@ -80,14 +81,18 @@ def watchers_of(run: Run, open_painter: OpenPainter | None = None) -> Sequence[W
 
     Args:
         open_painter: what draws validation images; without it there are none.
-
-    Raises:
-        UserError: what it asks for cannot be had.
     """
+    step = run.step
+    loss = images = None
     watchers: list[tuple[str, Watcher]] = []
-    validation = run.step.validation
-    if validation is not None and validation.samples:
-        watchers.append(("validation", ValidationLoss(run, validation)))
-    if validation is not None and validation.prompts and open_painter is not None:
-        watchers.append(("drawing validation images", ValidationImages(validation, open_painter)))
+    if step.validation is not None and step.validation.samples:
+        loss = ValidationLoss(step.validation)
+        watchers.append(("validation", loss))
+    if step.validation is not None and step.validation.prompts and open_painter is not None:
+        images = ValidationImages(step.validation, open_painter)
+        watchers.append(("drawing validation images", images))
+    # After validation: they hand on what is new.
+    for name in dict.fromkeys(step.report_to):
+        watcher = CsvFiles(run, loss) if name == "csv" else TrackerOf(name, loss, images)
+        watchers.append((f"report_to: {name}", watcher))
     return [Guarded(watcher, name) for name, watcher in watchers]
