@@ -22,8 +22,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
     if x.requires_grad and torch.is_grad_enabled():
         return _GeluTanh.apply(x)
     wide = _widened(x)
-    cubic = torch.addcmul(wide, wide * wide, wide, value=_CUBE)
-    return cubic.mul_(_SLOPE).sigmoid_().mul_(wide).to(x.dtype)
+    cube = (wide * wide).mul_(wide)
+    return torch.add(wide, cube, alpha=_CUBE, out=cube).mul_(_SLOPE).sigmoid_().mul_(wide).to(x.dtype)
 
 
 class _GeluTanh(torch.autograd.Function):
@@ -32,13 +32,14 @@ class _GeluTanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         wide = _widened(x)
-        cubic = torch.addcmul(wide, wide * wide, wide, value=_CUBE)  # x + k x^3
-        gate = torch.sigmoid(cubic * _SLOPE)
-        y = gate * wide
-        # y' = gate + x gate (1 - gate) slope (1 + 3 k x^2), and x + 3 k x^3 = x + 3 (cubic - x)
-        bend = torch.ops.aten.sigmoid_backward(wide.lerp(cubic, 3.0), gate)
+        cube = (wide * wide).mul_(wide)
+        gate = torch.add(wide, cube, alpha=_CUBE).mul_(_SLOPE).sigmoid_()
+        y = (gate * wide).to(x.dtype)
+        # y' = gate + gate (1 - gate) slope (x + 3 k x^3); what is no longer needed is overwritten
+        inner = torch.add(wide, cube, alpha=3 * _CUBE, out=cube)
+        bend = torch.ops.aten.sigmoid_backward.grad_input(inner, gate, grad_input=inner)
         ctx.save_for_backward(gate.add_(bend, alpha=_SLOPE).to(x.dtype))
-        return y.to(x.dtype)
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
