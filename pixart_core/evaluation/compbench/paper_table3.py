@@ -16,6 +16,6 @@ ROWS: dict[str, tuple[float, ...]] = {
     "PixArt-α": (0.6690, 0.4927, 0.6477, 0.2064, 0.3197, 0.3433),
 }
 NOTE = (
-    "As reported; PixArt-α's row comes from an unreleased fine-tune. With 300 prompts a category, differences "
-    "below about 0.06 may be chance. None of these is a threshold to pass."
+    "As reported; PixArt-α's row comes from an unreleased fine-tune. With 300 prompts a category, "
+    "differences below about 0.06 may be chance. None of these is a threshold to pass."
 )
