@@ -102,11 +102,16 @@ def sparse_safetensors(path: Path) -> None:
 MEASURED = """
 import json, re, sys
 from pathlib import Path
+import torch
 from pixart_core.conversion.info import describe
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+before = peak()
 info = describe(sys.argv[1])
-peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
 compiler = "torch._dynamo" in sys.modules
-print(json.dumps({"peak": 1024 * int(peak), "compiler": compiler, "info": info}))
+print(json.dumps({"more": peak() - before, "compiler": compiler, "info": info}))
 """
 
 
@@ -117,7 +122,7 @@ def test_weights_stay_on_the_disk(tmp_path: Path) -> None:
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert found["info"]["parameters_total"] == 610_856_096
     assert found["info"]["bytes"] > 4 * 610_856_096
-    assert found["peak"] < 0.5 * found["info"]["bytes"]  # most of it is torch itself
+    assert found["more"] < 0.1 * found["info"]["bytes"]
     assert not found["compiler"]  # importing torch's compiler would take longer than all the rest
 
 

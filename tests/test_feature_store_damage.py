@@ -58,7 +58,11 @@ def test_a_store_that_is_whole_has_no_damage(folder: Path) -> None:
     assert lines[0].endswith("MB/s")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
 def test_a_flipped_bit_anywhere_is_named_and_mended(
     whole: dict[str, bytes], tmp_path: Path, data: st.DataObject

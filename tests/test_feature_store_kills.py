@@ -19,25 +19,17 @@ from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 
 CHILDREN = """
-import json, os, random, resource, signal, sys
+import json, os, random, resource, sys
 from pathlib import Path
 import torch
+from counted_kills import kill_at_call
 from stores import CARD, small_source
 from pixart_core.errors import PixartError
 torch.set_num_threads(1)
 source = small_source(40, shard_size=4)
 draws = random.Random(0)
+# Each call, of Python or of C (write, fsync and rename among them), is a place to die.
 WRITING = ("publish.py", "feature_files.py", "feature_index.py", "feature_plan.py", "feature_writer.py")
-
-def kill_after(calls):
-    # Each call, of Python or of C (write, fsync and rename among them), is a place to die.
-    def hook(frame, event, argument):
-        nonlocal calls
-        if frame.f_code.co_filename.endswith(WRITING):
-            calls -= 1
-            if calls == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-    sys.setprofile(hook)
 
 def fork(work):
     child = os.fork()
@@ -57,7 +49,7 @@ def files_in(folder):
 
 def one_process(folder):
     def extract(limit):
-        kill_after(limit)
+        kill_at_call(limit, WRITING)
         source.extract(folder)
 
     deaths = []
@@ -73,7 +65,7 @@ def one_process(folder):
 
 def three_processes(folder):
     def share(writer, rank, limit):
-        kill_after(limit)
+        kill_at_call(limit, WRITING)
         for kind in ("text", "image"):
             for shard in writer.missing(kind)[rank::3]:
                 source.write(writer, shard)
