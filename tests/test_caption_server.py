@@ -29,16 +29,6 @@ IMAGES = 12
 KEY = "sk-very-secret-0123456789"
 
 
-class Heard(Silent):
-    """Remembers what a person would read."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "images"
@@ -52,10 +42,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def step_for(data: Path, endpoint: Endpoint, **options: Any) -> CaptionStep:
     given = {"captioner": "vlm", "api_backoff": 0.01, "api_timeout": 600.0, "concurrency": 4}
     return CaptionStep(data=str(data), api_base=endpoint.base, **given | options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_each_image_is_asked_about_once_as_the_protocol_wants_it(tmp_path: Path, data: Path) -> None:
@@ -289,7 +275,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(tmp_path: Path, data: Path)
     assert [done.returncode for done in runs] == [0, 0], runs
     assert json.loads(runs[1].stdout)["failed"] == IMAGES
     assert {asked.headers["Authorization"] for asked in endpoint.asked} == {f"Bearer {KEY}"}
-    written = b"".join(contents(tmp_path / "out").values())
+    written = b"".join(file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file())
     printed = "".join(done.stdout + done.stderr for done in runs)
     assert KEY not in printed
     assert KEY.encode() not in written

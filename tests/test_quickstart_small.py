@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -30,31 +29,45 @@ SMALL = [
 ]
 
 
-def start(root: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", "from pixart_cli.app import main; main()", "run", "quickstart", *SMALL]
-    # One thread, so that sums are always grouped alike however busy the machine is.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, "--output", str(root), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+KILLED = """
+import sys
+from counted_kills import kill_at_file_operation
+sign, number = sys.argv[1:3]
+del sys.argv[1:3]
+kill_at_file_operation(int(number), sign)
+"""
+RUN = """
+from pixart_cli.app import main
+main()
+"""
+
+
+def run(program: str, *arguments: str, root: Path) -> "subprocess.CompletedProcess[str]":
+    tests = Path(__file__).parent
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            *arguments,
+            "run",
+            "quickstart",
+            *SMALL,
+            "--output",
+            str(root),
+            "--json",
+        ],
+        capture_output=True,
         text=True,
-        env=environment,
+        # One thread, so that sums are always grouped alike however busy the machine is.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tests}:{tests.parent}"},
     )
 
 
 def finish(root: Path) -> dict:
-    output, errors = (process := start(root)).communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return json.loads(output)
-
-
-def wait_for(process: subprocess.Popen, sign: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not sign.exists():
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline, f"no {sign}"
-        time.sleep(0.005)
+    done = run(RUN, root=root)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +105,18 @@ def test_the_pipeline_is_an_ordinary_one(whole) -> None:
 
 def test_killed_again_and_again_it_ends_the_same(whole, tmp_path) -> None:
     first, expected = whole
-    for sign in (
-        "data/shards",
-        "features/index.jsonl",
-        "stage1/log.jsonl",
-        "stage2/checkpoints/step_00000002",
-        "samples_stage2/images/000000.png",
-        "stage3/transformer",
+    for sign, number in (
+        ("data/shards", 1),
+        ("features/index.jsonl", 5),
+        ("stage1/log.jsonl", 2),
+        ("stage2/checkpoints/step_00000002", 1),
+        ("stage3/transformer", 1),
+        ("samples_stage2/images/000000.png", 3),
     ):
-        if not (tmp_path / sign).exists():
-            process = start(tmp_path)
-            wait_for(process, tmp_path / sign)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+        assert not (tmp_path / sign).exists()
+        killed = run(KILLED + RUN, str(tmp_path / sign), str(number), root=tmp_path)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert (tmp_path / sign).exists()
     result = finish(tmp_path)
     assert result["metrics"] == expected["metrics"]
     weights = "transformer/diffusion_pytorch_model.safetensors"
