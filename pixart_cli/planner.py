@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pixart_core.recipe.needs import told_of_missing
+
 Gpu = Annotated[
     str | None,
     typer.Option(help="With --dry-run: V100, A100, H100, H200 or RTX4090 (plan.gpu).", show_default=False),
@@ -100,7 +102,7 @@ def _rows(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _missing(missing: Mapping[str, str]) -> list[str]:
-    return [f"missing: {path}; make it with: {command}" for path, command in missing.items()]
+    return [f"missing: {told_of_missing(path, origin)}" for path, origin in missing.items()]
 
 
 def _assumed(assumed: Sequence[str]) -> list[str]:

@@ -156,6 +156,28 @@ def test_equal_prompts_do_not_overwrite_each_other_and_pngs_tell_how_they_were_m
     assert told["guidance_scale"] == 4.5
 
 
+def test_prompts_of_compbench_come_by_category(pipeline, tmp_path) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "shape_val.txt").write_text("a square box\r\n\r\na round plate ")
+    (folder / "color_val.txt").write_text("a red bench\n")
+    run_sampling(
+        make_step(pipeline, prompts=(), prompts_file=str(folder), images_per_prompt=2),
+        tmp_path / "out",
+        Silent(),
+    )
+    drawn = [(sample.prompt, sample.meta["category"]) for sample in read_samples(tmp_path / "out")]
+    assert drawn == [
+        (prompt, category)
+        for prompt, category in (
+            ("a red bench", "color"),
+            ("a square box", "shape"),
+            ("a round plate", "shape"),
+        )
+        for _ in range(2)
+    ]
+
+
 def test_prompts_come_from_a_text_file(pipeline, tmp_path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\n\n  two blue squares \n")

@@ -106,6 +106,46 @@ def test_a_stage_is_found_from_any_folder_and_names_what_makes_its_inputs(
     assert missing_inputs(recipe, recipe.steps["stage3_1024"]) == {}
 
 
+def test_the_whole_method_is_its_stages_in_one_chain() -> None:
+    chain = load_recipe("pixart_alpha")
+    where = {"features", "init"}
+    for name in TABLE_4:
+        step = chain.steps[name]
+        assert step.model_dump(exclude=where) == stage(name)[0].model_dump(exclude=where)
+        assert chain.plan.steps[name] == load_recipe(name).plan.steps[name]
+    benches = [bench for step in chain.steps.values() for bench in getattr(step, "bench", ())]
+    assert benches == ["fid", "clip", "compbench"]
+
+
+def test_the_plan_of_the_whole_method_is_the_papers_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pixart("run", "pixart_alpha", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    total = plan["total"]
+    assert total["images"] == 3_303_424_000
+    assert f"{total['training_flops']:.2e}" == "3.73e+21"
+    assert (total["published"]["gpu"], total["published"]["gpu_days"]) == ("V100", 1656)
+    head = find_recipe("pixart_alpha").read_text().split("\nname:")[0]
+    assert f"{total['gpu_days']} A100-days" in head
+    assert f"{total['usd']:,.0f} USD" in head
+    assert f"imply {total['published']['mfu']:.1%} MFU".replace("%", " %") in head
+    needs = load_recipe("pixart_alpha").needs
+    assert plan["missing"] == needs
+    for name in needs:  # whatever is there is not missing
+        Path(name).mkdir()
+    assert pixart("run", "pixart_alpha", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == {}
+
+
+def test_what_the_whole_method_needs_is_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pixart("run", "pixart_alpha") == 2
+    told = capsys.readouterr().err
+    for name, words in load_recipe("pixart_alpha").needs.items():
+        assert f"{name} is missing: {words}" in told
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_features_of_any_recipe_are_named_with_their_command(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text("{}")
@@ -123,9 +163,9 @@ def test_commands_that_recipes_name_make_what_they_need(
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe(name)
     sources = {str(getattr(step, f, "")) for step in recipe.steps.values() for f in ("features", "init")}
-    assert set(recipe.needs) <= sources
-    for path, command in recipe.needs.items():
+    commands = {path: origin for path, origin in recipe.needs.items() if origin.startswith("pixart ")}
+    assert set(commands) <= sources
+    for path, command in commands.items():
         words = command.split()
-        assert words[0] == "pixart"
         assert pixart(*words[1:], "--dry-run", "--json") == 0
         assert json.loads(capsys.readouterr().out)["output"] == path

@@ -1,5 +1,6 @@
 """Options of T2I-CompBench: which prompts, and the weights that its scorers need."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -17,6 +18,11 @@ CATEGORIES: tuple[Category, ...] = (
     "non_spatial",
     "complex",
 )
+
+
+def prompt_categories(folder: Path) -> list[Category]:
+    """The categories whose `{category}_val.txt` lie in `folder`; none if it is something else."""
+    return [category for category in CATEGORIES if (folder / f"{category}_val.txt").is_file()]
 
 
 class CompBenchOptions(Strict):

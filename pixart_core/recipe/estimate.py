@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pixart_core.errors import UserError
+from pixart_core.recipe.compbench import prompt_categories
 from pixart_core.recipe.costs import total_cost, training_cost
 from pixart_core.recipe.data import DataOptions, ShapesStep
 from pixart_core.recipe.expected import expect
@@ -64,25 +65,33 @@ def estimate_recipe(recipe: Recipe, root: Path) -> tuple[dict[str, dict[str, Any
 def _sampling(step: SampleStep) -> dict[str, Any]:
     prompts = len(step.prompts)
     if step.prompts_file is not None:
-        prompts += _count_prompts(Path(str(step.prompts_file)))
+        counted = _count_prompts(Path(str(step.prompts_file)))
+        if counted is None:
+            return {}
+        prompts += counted
     prompts = min(prompts, step.limit or prompts)
     images = prompts * step.images_per_prompt
     return {"prompts": prompts, "images": images, "solver_steps": images * step.num_inference_steps}
 
 
-def _count_prompts(path: Path) -> int:
-    """Lines of a text file, or held-out images of a manifest folder; 0 if it is not there yet.
+def _count_prompts(path: Path) -> int | None:
+    """Lines of text files, or held-out images of a manifest folder; None if it is not there yet.
 
     Raises:
         UserError: it cannot be read.
     """
     manifest = path / "manifest.jsonl"
     try:
-        if path.is_file():
-            return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        files = [path / f"{category}_val.txt" for category in prompt_categories(path)]
+        if files or path.is_file():
+            return sum(_count_lines(file) for file in files or [path])
         if not manifest.is_file():
-            return 0
+            return None
         with manifest.open(encoding="utf-8") as lines:
             return sum(json.loads(line).get("split") == "heldout" for line in lines)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"cannot read prompts from {path}: {error}") from error
+
+
+def _count_lines(path: Path) -> int:
+    return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

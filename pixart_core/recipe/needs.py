@@ -1,6 +1,8 @@
-"""Inputs of a step that are not there, and the command that makes each."""
+"""Inputs of a step that are not there, and the command that makes each, or where it comes from."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -11,28 +13,53 @@ from pixart_core.recipe.training import TrainStep
 
 
 def missing_inputs(recipe: Recipe, step: BaseModel) -> dict[str, str]:
-    """Path and command of every input of `step` (its `{step: NAME}` resolved) that is missing.
+    """Path and origin of every input of `step` (its `{step: NAME}` resolved) that is missing.
 
-    Known are the commands that the recipe tells (`needs`), and how features are made.
+    Known are the origins that the recipe tells (`needs`): a command of ours, or words about something that
+    only has to be there; and how features are made.
     """
     missing: dict[str, str] = {}
     for field, source in split_sources(step)[1].items():
-        command = recipe.needs.get(source)
+        command = _command(recipe.needs.get(source))
         if isinstance(step, TrainStep) and field == "features":
             command = command or f"pixart extract-features --data DATA --output {source}"
         there = _is_finished(Path(source)) or (field != "features" and _is_foreign(Path(source)))
         if command is not None and not there:
             missing[source] = command
+    for value in _texts(step.model_dump(mode="json")):
+        origin = recipe.needs.get(value)
+        if origin is not None and _command(origin) is None and not Path(value).exists():
+            missing[value] = origin
     return missing
 
 
 def refuse_missing(missing: dict[str, str]) -> None:
     """Raises:
-    UserError: something is missing; names the commands that make it, one a line if there are several."""
+    UserError: something is missing; names where it comes from, one a line if there are several."""
     if missing:
-        lines = [f"{path} is missing or unfinished; make it with: {cmd}" for path, cmd in missing.items()]
+        lines = [told_of_missing(path, origin) for path, origin in missing.items()]
         head = "" if len(lines) == 1 else f"{len(lines)} inputs are missing:\n  "
         raise UserError(head + "\n  ".join(lines))
+
+
+def told_of_missing(path: str, origin: str) -> str:
+    """What a user reads of one missing input."""
+    if _command(origin) is None:
+        return f"{path} is missing: {origin}"
+    return f"{path} is missing or unfinished; make it with: {origin}"
+
+
+def _command(origin: str | None) -> str | None:
+    return origin if origin is not None and origin.startswith("pixart ") else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in the options of a step, nested ones too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
 
 
 def _is_finished(path: Path) -> bool:

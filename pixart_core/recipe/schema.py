@@ -87,7 +87,9 @@ class SampleStep(Strict):
     checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
     prompts: tuple[str, ...] = ()
     prompts_file: Source | None = Field(
-        None, description="Text file, or a manifest whose held-out prompts are used."
+        None,
+        description="Text file, a folder of T2I-CompBench's {category}_val.txt, or a manifest whose held-out "
+        "prompts are used.",
     )
     limit: PositiveInt | None = None
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
@@ -130,7 +132,8 @@ class Recipe(Strict):
     output: str | None = Field(None, description="Folder that gets one sub-folder a step; default runs/NAME.")
     plan: PlanOptions = PlanOptions.model_validate({})
     needs: dict[str, str] = Field(
-        default_factory=dict, description="Inputs that other commands make: path and command."
+        default_factory=dict,
+        description="Inputs that no step makes: path and the command that makes it, or where it comes from.",
     )
     steps: dict[StepName, Step] = Field(min_length=1)
 

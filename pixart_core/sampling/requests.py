@@ -1,11 +1,14 @@
 """What to draw: prompts, each with its own seed and size."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from pixart_core.artifacts.manifest import manifest_folder, read_manifest
 from pixart_core.artifacts.samples import SampleRecord, image_file
 from pixart_core.errors import UserError
+from pixart_core.evaluation.compbench.prompts import read_prompts
+from pixart_core.recipe.compbench import Category, prompt_categories
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.seeding import derive_seed
 
@@ -44,6 +47,8 @@ def _from_file(path: Path, offset: int) -> list[tuple[str, str, dict[str, Any]]]
         if not found:
             raise UserError(f"{path} holds no held-out captions (see heldout_fraction)")
         return found
+    if categories := prompt_categories(path):
+        return _of_compbench(path, categories)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -52,3 +57,12 @@ def _from_file(path: Path, offset: int) -> list[tuple[str, str, dict[str, Any]]]
     if not kept:
         raise UserError(f"{path} holds no prompts")
     return [(f"{offset + number:06d}", prompt, {}) for number, prompt in enumerate(kept)]
+
+
+def _of_compbench(folder: Path, categories: Collection[Category]) -> list[tuple[str, str, dict[str, Any]]]:
+    """The prompts of T2I-CompBench in `folder`."""
+    return [
+        (f"{prompt.category}-{prompt.index:03d}", prompt.text, {"category": prompt.category})
+        for prompts in read_prompts(str(folder), categories).values()
+        for prompt in prompts
+    ]
