@@ -101,6 +101,21 @@ def test_a_batch_across_shards_holds_what_was_written(
     assert batch.mean.dtype == batch.text.dtype == torch.float32
 
 
+def test_a_batch_without_captions_reads_none_and_is_the_same_else(tmp_path: Path) -> None:
+    write_store(tmp_path)
+    for shard in tmp_path.glob("text-*.safetensors"):
+        size = shard.stat().st_size
+        shard.write_bytes(b"\xff" * size)  # damaged: whoever opens it fails
+    store = FeatureStore(tmp_path)
+    with pytest.raises(UserError, match="damaged"):
+        store.batch((64, 64), [6, 0, 4])
+    batch = store.batch((64, 64), [6, 0, 4], text=False)
+    assert batch.text.shape == (3, 0, store.caption_channels)
+    assert batch.mask.shape == (3, 0)
+    assert batch.ids == ["id60", "id00", "id40"]
+    torch.testing.assert_close(batch.mean[1], moments(5, 5, 5, seed=0)[0][0], atol=2e-2, rtol=0)
+
+
 def test_the_store_tells_its_buckets_and_ids(tmp_path: Path) -> None:
     write_store(tmp_path)
     store = FeatureStore(tmp_path)

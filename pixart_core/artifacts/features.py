@@ -37,7 +37,8 @@ class FeatureBatch:
 
     Attributes:
         mean, std: unscaled moments of the VAE; draw `mean + std * noise`, then scale.
-        text: token states of the captions, zero where `mask` is false; l is the longest caption here.
+        text: token states of the captions, zero where `mask` is false; l is the longest caption here, 0 when
+            captions were not asked for.
         mask: which tokens are valid; at least one a sample.
         labels: class of stage 1, -1 where the data has none.
         ids: manifest ids.
@@ -140,23 +141,33 @@ class FeatureStore:
         return sum(int((self._plan.column("label", rows) < 0).sum()) for rows in self._rows.values())
 
     def batch(
-        self, bucket: Bucket, indices: Sequence[int], flipped: Sequence[bool] | None = None
+        self,
+        bucket: Bucket,
+        indices: Sequence[int],
+        flipped: Sequence[bool] | None = None,
+        *,
+        text: bool = True,
     ) -> FeatureBatch:
         """The samples number `indices` of `bucket`.
 
         Args:
             flipped: which of them shall be mirrored; only for a store with `flips`.
+            text: whether to read captions; a class-conditional model does without.
         """
         if flipped is not None and any(flipped) and not self.flips:
             raise UserError(f"{self.folder} holds no mirror images; extract the features with flips")
         places = _checked(indices, self.buckets[bucket])
         rows = self._rows[bucket][places]
         mean, std = self._images[bucket].read(places, flipped or [False] * len(places))
-        text, mask = self._text.read(self._plan.column("caption", rows))
+        if text:
+            states, mask = self._text.read(self._plan.column("caption", rows))
+        else:
+            states = torch.empty(len(rows), 0, self.caption_channels)
+            mask = torch.empty(len(rows), 0, dtype=torch.bool)
         return FeatureBatch(
             mean=mean,
             std=std,
-            text=text,
+            text=states,
             mask=mask,
             labels=torch.from_numpy(self._plan.column("label", rows).astype(np.int64)),
             ids=self._plan.ids(rows),

@@ -46,6 +46,15 @@ class TrainingBatch:
         }
         return dataclasses.replace(self, **moved)
 
+    def pinned(self) -> "TrainingBatch":
+        """The same batch in page-locked memory, from which a GPU fetches it while it computes."""
+        locked: dict[str, Any] = {
+            field.name: value.pin_memory()
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **locked)
+
 
 @dataclasses.dataclass(frozen=True)
 class Unconditional:

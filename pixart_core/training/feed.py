@@ -37,6 +37,7 @@ def micro_batches(
                 bucket,
                 indices[places.start : places.stop].tolist(),
                 draw_flips(step.seed, number, places) if store.flips else None,
+                text=unconditional is not None,
             ),
             places,
             seed=step.seed,
