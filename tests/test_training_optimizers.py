@@ -114,14 +114,30 @@ def test_the_table_is_the_dynamic_data_type() -> None:
     torch.testing.assert_close(positive[-3:], torch.tensor([0.98945314, 0.99648440, 1.0]))
 
 
+def many_sizes() -> torch.Tensor:
+    """(64, 256) numbers of either sign from 1e-9 to 1, the largest in each row being 1."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10.0 ** (-9 * torch.rand(64, 256, generator=generator))
+    sizes[:, 0] = 1.0
+    return sizes * (2 * torch.randint(2, sizes.shape, generator=generator) - 1)
+
+
 def test_rounding_takes_the_nearest_value_of_each_block() -> None:
-    values = in_blocks(torch.randn(3, 300, generator=torch.Generator().manual_seed(0)) ** 3)
-    stored = quantise_signed(values)
-    scale = values.abs().amax(1, keepdim=True)
-    distance = (values[..., None] / scale[..., None] - table(True, CPU)).abs()
-    nearest = table(True, CPU)[distance.argmin(-1)] * scale
-    torch.testing.assert_close(dequantise(stored, signed=True), nearest)
-    assert (dequantise(stored, signed=True).abs().amax(1, keepdim=True) >= 0.99 * scale).all()
+    for values in (many_sizes(), in_blocks(torch.randn(3, 300) ** 3), torch.zeros(2, 256)):
+        scale = values.abs().amax(1, keepdim=True)
+        entries = table(True, CPU) * scale[..., None]
+        nearest = (values[..., None] - entries).abs().amin(-1)
+        rounded = dequantise(quantise_signed(values), signed=True)
+        torch.testing.assert_close((values - rounded).abs(), nearest, rtol=1e-5, atol=1e-9)
+
+
+def test_rounding_in_turns_takes_one_of_the_two_values_around() -> None:
+    values, entries = many_sizes().abs(), table(False, CPU)
+    above = torch.searchsorted(entries, values).clamp(min=1)
+    seen = torch.stack([dequantise(quantise_positive(values, t), signed=False) for t in range(50)])
+    either = (seen == entries[above]) | (seen == entries[(above - 1).clamp(min=1)])
+    assert either.all()
+    assert (seen.amin(0) < seen.amax(0)).float().mean() > 0.5
 
 
 def test_rounding_in_turns_is_right_on_average_and_never_zero() -> None:

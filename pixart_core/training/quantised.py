@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,15 +40,18 @@ def in_blocks(values: Tensor) -> Float[Tensor, "blocks 256"]:
 
 def dequantise(stored: Quantised, *, signed: bool) -> Float[Tensor, "blocks 256"]:
     """The numbers that are stored."""
-    return table(signed, stored.scale.device)[stored.codes.int()] * stored.scale
+    values = table(signed, stored.scale.device).index_select(0, stored.codes.flatten().int())
+    return values.view(-1, BLOCK).mul_(stored.scale)
 
 
 def quantise_signed(values: Float[Tensor, "blocks 256"]) -> Quantised:
     """Round each to the nearest value of its block's table."""
-    scale = values.abs().amax(dim=1, keepdim=True)
-    entries = table(True, values.device)
-    middles = (entries[1:] + entries[:-1]) / 2
-    return Quantised(torch.bucketize(_relative(values, scale), middles, out_int32=True).byte(), scale)
+    sizes = values.abs()
+    scale = sizes.amax(dim=1, keepdim=True)
+    # Places above zero; below zero there is no -1.
+    places = _count(_divided(sizes, scale), _middles(values.device), _cells(True, values.device))
+    codes = torch.where(values < 0, _ZERO - places.clamp(max=_ZERO), _ZERO + places)
+    return Quantised(codes.byte(), scale)
 
 
 def quantise_positive(values: Float[Tensor, "blocks 256"], time: int) -> Quantised:
@@ -57,17 +60,15 @@ def quantise_positive(values: Float[Tensor, "blocks 256"], time: int) -> Quantis
     A mean that moves by a thousandth at a step never leaves its place if it is rounded to the nearest: after
     the gradients have changed it would stay wrong for good. And a divisor of 0 would be a huge update.
     """
+    device = values.device
     scale = values.amax(dim=1, keepdim=True)
-    entries = table(False, values.device)
-    relative = _relative(values, scale)
-    below = (torch.bucketize(relative, entries, out_int32=True, right=True) - 1).clamp_(0, len(entries) - 2)
-    share = (relative - entries[below]) / (entries[below + 1] - entries[below])
-    up = share > (_turns(values.device) + time * _GOLDEN % 1.0) % 1.0
+    entries = table(False, device)
+    relative = _divided(values, scale)
+    below = _count(relative, entries[1:], _cells(False, device)).clamp_(max=len(entries) - 2)
+    low = entries.index_select(0, below.flatten()).view_as(relative)
+    gap = entries.diff().index_select(0, below.flatten()).view_as(relative)
+    up = relative - low > gap * ((_turns(device) + time * _GOLDEN % 1.0) % 1.0)
     return Quantised((below + up).clamp_(min=1).byte(), scale)
-
-
-def _relative(values: Tensor, scale: Tensor) -> Tensor:
-    return values / scale.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 @functools.cache
@@ -82,6 +83,50 @@ def table(signed: bool, device: torch.device) -> Float[Tensor, "256"]:
     return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
+def _divided(values: Tensor, scale: Tensor) -> Tensor:
+    return values / scale.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _count(
+    values: Float[Tensor, "blocks 256"], thresholds: Float[Tensor, " n"], cells: UInt8[Tensor, " cells"]
+) -> Int[Tensor, "blocks 256"]:
+    """How many `thresholds` are not above each value: what searchsorted says, without searching.
+
+    The leading bits of a float tell its cell of `cells`, none of which holds more than one threshold.
+    """
+    cell = ((values.view(torch.int32) >> _SHIFT) - _FIRST).clamp_(0, len(cells) - 1).flatten()
+    counted = cells.index_select(0, cell).int()
+    following = thresholds.index_select(0, counted.clamp(max=len(thresholds) - 1))
+    counted += (following <= values.flatten()) & (counted < len(thresholds))
+    return counted.view_as(values)
+
+
+@functools.cache
+def _cells(signed: bool, device: torch.device) -> UInt8[Tensor, " cells"]:
+    """How many thresholds are not above the lowest value of each cell, from 0 and 2^-22 up to 1."""
+    thresholds = _middles(device) if signed else table(False, device)[1:]
+    bits = torch.arange(_FIRST, (_bits(1.0) >> _SHIFT) + 1, dtype=torch.int32, device=device) << _SHIFT
+    edges = bits.view(torch.float32)
+    edges[0] = 0.0
+    return torch.searchsorted(thresholds, edges, right=True).byte()
+
+
+@functools.cache
+def _middles(device: torch.device) -> Float[Tensor, "128"]:
+    """Between zero and the values above it: where rounding changes."""
+    entries = table(True, device)[_ZERO:]
+    return (entries[1:] + entries[:-1]) / 2
+
+
 @functools.cache
 def _turns(device: torch.device) -> Float[Tensor, "256"]:
     return (torch.arange(BLOCK, dtype=torch.float64) * _PLASTIC % 1.0).float().to(device)
+
+
+def _bits(value: float) -> int:
+    return int(torch.tensor(value).view(torch.int32))
+
+
+_ZERO = 127  # the place of 0 in the signed table
+_SHIFT = 12  # leaves 11 of a float's 23 bits of fraction
+_FIRST = _bits(2.0**-22) >> _SHIFT
