@@ -209,15 +209,19 @@ def test_statistics_of_pytorch_fid_count_as_its_protocol_unless_told_otherwise(
     assert told["metrics"]["new"]["fid/coco256-cleanfid@1"]["n_reference"] is None
 
 
+def save_pixels(path: Path, mu: np.ndarray, sigma: np.ndarray) -> None:
+    np.savez(path, mu=mu, sigma=sigma, protocol="frechet/pixels-8x8", weights="")
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
         (lambda path: path.write_bytes(b"PK\x03\x04 cut off"), "cannot be read as statistics"),
         (lambda path: np.savez(path, mu=np.zeros(192)), "holds no sigma"),
-        (
-            lambda path: np.savez(path, mu=np.zeros(2), sigma=np.eye(2)),
-            "cannot be compared",
-        ),
+        (lambda path: np.savez(path, mu=np.zeros(2), sigma=np.eye(2)), "cannot be compared"),
+        (lambda path: save_pixels(path, np.zeros(2), np.eye(2)), "not of 192 features"),
+        (lambda path: save_pixels(path, np.full(192, np.nan), np.eye(192)), "not finite"),
+        (lambda path: save_pixels(path, np.zeros(192), np.triu(np.ones((192, 192)))), "not symmetric"),
         (lambda path: None, "no such file"),
     ],
 )
@@ -228,6 +232,7 @@ def test_damaged_statistics_are_named(
     write(path)
     with pytest.raises(UserError, match=message):
         run(step(given, bench=("frechet",), reference=str(path)), tmp_path / "report")
+    assert not list(tmp_path.glob(".evaluation/*/*.features"))  # told before the long work
 
 
 def test_everything_that_is_missing_is_told_at_once(tmp_path: Path, given: dict[str, str]) -> None:
