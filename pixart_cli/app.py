@@ -68,13 +68,18 @@ for command in (caption, extract_features, train, sample, evaluate, convert, run
     app.command(name, epilog=command.__dict__["epilog"])(command)
 
 
+def quieten() -> None:
+    """Let libraries speak only of what is wrong."""
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+
+
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line.
 
     Exit codes: 0, 1 a failure, 2 a mistake in what was asked, 75 to be continued, 130 Ctrl-C.
     """
-    for variable, value in QUIET.items():
-        os.environ.setdefault(variable, value)
+    quieten()
     with user_errors():
         try:
             code = get_command(app).main(args=args, prog_name="pixart", standalone_mode=False)

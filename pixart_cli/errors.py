@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from pydantic import ValidationError
 
-from pixart_core.errors import PixartError, UnfinishedError, UserError
+from pixart_core.errors import PixartError, ToldElsewhereError, UnfinishedError, UserError
 
 # EX_TEMPFAIL of sysexits.h: not an error, try again; batch systems can be told to requeue on it.
 UNFINISHED = 75
@@ -27,6 +27,8 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+    except ToldElsewhereError as error:
+        sys.exit(error.code)
     except UserError as error:
         fail(str(error), 2)
     except ValidationError as error:

@@ -30,4 +30,14 @@ def runner(command: str) -> Runner:
     return call
 
 
-RUNNERS: dict[str, Runner] = {command: runner(command) for command in FUNCTIONS}
+def train(step: Any, output: Path, progress: Progress) -> dict[str, Any]:
+    """Train in this process, or in as many as `processes_for` says."""
+    from pixart_cli.launching import launch, processes_for
+
+    count = processes_for(step, progress)
+    if count == 1:
+        return runner("train")(step, output, progress)
+    return launch("train", step, output, count, progress)
+
+
+RUNNERS: dict[str, Runner] = {command: runner(command) for command in FUNCTIONS} | {"train": train}

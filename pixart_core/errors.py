@@ -16,3 +16,11 @@ class UserError(PixartError, ValueError):
 
 class UnfinishedError(PixartError):
     """Work that ended early as it was asked to, and is kept: the same command continues it (exit code 75)."""
+
+
+class ToldElsewhereError(PixartError):
+    """Another process of this launch tells the person what happened; this one only ends with `code`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"another process tells why (exit code {code})")
+        self.code = code

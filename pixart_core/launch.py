@@ -1,9 +1,10 @@
 """The processes of one launch (`accelerate launch`, `torchrun`): which one this is, and a meeting point."""
 
+import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -55,3 +56,21 @@ def connect() -> Processes:
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.local_process_index)
+
+
+def visible_gpus() -> int:
+    """CUDA devices of this machine; 0 where ACCELERATE_USE_CPU is set."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextlib.contextmanager
+def meeting_point() -> Iterator[int]:
+    """Port of a store on this machine that processes meet in; it outlives each of them, as torchrun's."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    yield store.port

@@ -1,5 +1,6 @@
 """`pixart run`."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from pixart_cli.errors import user_errors
 from pixart_cli.options import AsJson, DryRun, Output, with_examples
 from pixart_cli.planner import Gpu, Mfu, Price, chain_plan_text, plan_overrides
 from pixart_cli.runners import RUNNERS
+from pixart_core.errors import UserError
 from pixart_core.recipe.chain import check_root, run_chain
 from pixart_core.recipe.estimate import estimate_recipe
 from pixart_core.recipe.load import load_recipe
@@ -51,6 +53,11 @@ def run(
     Steps that are done are skipped, an interrupted one goes on.
     """
     with user_errors():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "pixart run starts the processes of its steps itself: run it without torchrun, and let "
+                "`STEP.processes=N` say how many"
+            )
         loaded = load_recipe(recipe, [*(overrides or []), *plan_overrides(gpu, mfu, price)])
         root = output or Path(loaded.output or f"runs/{loaded.name}")
         names = [name.strip() for entry in only or [] for name in entry.split(",") if name.strip()]

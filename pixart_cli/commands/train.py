@@ -44,6 +44,9 @@ def train(
         int | None, typer.Option(help="Images at a time on a device.", show_default=False)
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak.", show_default=False)] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes on this machine; default: one a GPU.", show_default=False)
+    ] = None,
     seed: Seed = None,
     gpu: Gpu = None,
     mfu: Mfu = None,
@@ -59,6 +62,7 @@ def train(
             "global_batch_size": global_batch_size,
             "micro_batch_size": micro_batch_size,
             "learning_rate": learning_rate,
+            "processes": processes,
             "seed": seed,
         }
         focus = step or "train"

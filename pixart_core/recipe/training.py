@@ -17,7 +17,7 @@ __all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainSte
 class TrainStep(Strict):
     """Options of `pixart train`; also what a `command: train` step holds."""
 
-    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING
+    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING | {"processes", "distributed"}
     rounding: ClassVar[frozenset[str]] = frozenset(
         {"micro_batch_size", "gradient_checkpointing", "offload_ema"}
     )
@@ -68,6 +68,10 @@ class TrainStep(Strict):
         "none",
         description="What the backward pass recomputes instead of storing: nothing, the cheap operations "
         "(norms, modulation, GELU), or whole blocks.",
+    )
+    processes: PositiveInt | None = Field(
+        None,
+        description="Processes that `pixart train` starts on this machine; default: one a GPU, one on a CPU.",
     )
     distributed: Literal["auto", "ddp", "fsdp2"] = Field(
         "auto",

@@ -18,10 +18,12 @@ from pixart_core.training.processes import failing_together, on_any
 from pixart_core.training.run import Run, open_run
 from pixart_core.training.schedule import learning_rate_at
 from pixart_core.training.step import StepStats, train_step
+from pixart_core.training.told_once import told_once
 from pixart_core.training.validation_images import OpenPainter
 from pixart_core.training.watchers import watchers_of
 
 
+@told_once
 def run_training(
     step: TrainStep,
     output: Path,
