@@ -15,7 +15,7 @@ PROMPTS = {
     "texture": ["a wooden spoon and a glass bowl", "a metallic ring and a fluffy rug"],
     "spatial": ["a dog on the left of a chair", "a bowl on the top of a woman", "a cup near a cat"],
     "3d_spatial": ["a dog in front of a chair", "a cat behind a bowl"],
-    "numeracy": ["three dogs", "two cats and a chair"],
+    "numeracy": ["three dogs", "two cats and a dog"],
     "non_spatial": ["A man is reading a book in a park.", "A dog is chasing a cat in the garden."],
     "complex": [
         "The red cup was on top of the wooden table.",

@@ -159,6 +159,8 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
             ["evaluate", "--samples", "a", "--bench", "shaps"],
             "--bench[0]: expected one of shapes, frechet, fid, ",
         ),
+        (["evaluate", "--samples", "a", "--bench", "fid", "clpi"], 'got "clpi", did you mean clip?'),
+        (["evaluate", "--samples", "a", "clip"], "clip"),
         (["evaluate", "--samples", "x/a", "--samples", "y/a"], "two sets are called a"),
         (
             ["convert", "--from", "x", "--to", "pixrt"],
@@ -385,6 +387,13 @@ def test_samples_may_be_named(here: Path, calls: Calls) -> None:
     assert pixart("evaluate", "--samples", "new=b/1", "--samples", "a/old", "--bench", "shapes,frechet") == 0
     assert calls[0][0].samples == {"new": "b/1", "old": "a/old"}
     assert calls[0][0].bench == ("shapes", "frechet")
+
+
+def test_several_benches_follow_one_flag(here: Path, calls: Calls) -> None:
+    args = ["--bench", "fid", "clip", "inception=w.pth", "compbench", "shapes", "--samples", "a/x"]
+    assert pixart("evaluate", *args, "--limit", "5", "--reference", "real") == 0
+    assert calls[0][0].bench == ("fid", "clip", "compbench", "shapes")
+    assert (calls[0][0].inception, calls[0][0].limit) == ("w.pth", 5)
 
 
 def test_every_step_of_a_recipe_has_a_runner() -> None:

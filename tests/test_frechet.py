@@ -7,6 +7,8 @@ import scipy.linalg
 from pixart_core.errors import UserError
 from pixart_core.evaluation.frechet import (
     Gaussian,
+    GroupedMoments,
+    GroupedRows,
     Moments,
     frechet_distance,
     frechet_with_error,
@@ -24,9 +26,9 @@ def fitted(values: np.ndarray) -> Gaussian:
     return Moments.of(values).gaussian()
 
 
-def parts(values: np.ndarray) -> list[Moments]:
+def parts(values: np.ndarray) -> GroupedMoments:
     groups = group_of([str(i) for i in range(len(values))])
-    return [Moments.of(values[groups == group]) for group in range(10)]
+    return GroupedMoments([Moments.of(values[groups == group]) for group in range(10)])
 
 
 def textbook(a: np.ndarray, b: np.ndarray) -> float:
@@ -110,6 +112,16 @@ def test_bias_of_few_images_is_taken_away() -> None:
         [result.extrapolated for result in results],
     ):
         assert abs(np.mean(np.array(corrected, dtype=float))) < 0.1 * plain
+
+
+def test_features_of_few_images_and_moments_of_many_give_one_result() -> None:
+    values, reference = gaussian(1, count=70, features=40), fitted(gaussian(2, features=40))
+    groups = group_of([str(i) for i in range(70)])
+    few = frechet_with_error(GroupedRows(values, groups), reference)
+    many = frechet_with_error(parts(values), reference)
+    assert few.value == pytest.approx(many.value, rel=1e-9)
+    assert few.left_out == pytest.approx(many.left_out, rel=1e-9)
+    np.testing.assert_allclose(Gaussian.of(values).covariance, np.cov(values.T), atol=1e-10)
 
 
 def test_no_line_is_drawn_through_fewer_images_than_features() -> None:

@@ -16,8 +16,8 @@ from pixart_core.recipe.schema import EvaluateStep
 
 @with_examples(
     "pixart evaluate --bench shapes --samples samples/quickstart",
-    "pixart evaluate --bench shapes --bench frechet --samples new=samples/b --samples old=samples/a "
-    "--reference shapes",
+    "pixart evaluate --bench fid clip compbench --samples new=samples/b --samples old=samples/a "
+    "--reference coco/val2014 inception=pt_inception-2015-12-05-6726825d.pth",
     "pixart evaluate --samples samples/quickstart runs.stage2=runs/quickstart/stage2 bootstrap=2000",
     fields_of=EvaluateStep,
 )
@@ -27,10 +27,20 @@ def evaluate(
     ],
     overrides: Overrides = None,
     bench: Annotated[
-        list[str] | None, typer.Option(help="shapes or frechet; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            metavar="BENCH...",
+            help="One or several of shapes, clip, compbench, fid, cmmd, fd-dinov2, frechet.",
+            show_default=False,
+        ),
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Images that the Frechet distance compares with.")
+        str | None,
+        typer.Option(help="Real images, or statistics (.npz), for fid, cmmd, fd-dinov2 and frechet."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Score the first so many of each set; marks results partial.", show_default=False),
     ] = None,
     seed: Seed = None,
     output: Output = None,
@@ -40,15 +50,24 @@ def evaluate(
     """Score generated images and write a report."""
     with user_errors():
         named = _named(samples)
+        benches, given = _benches(bench or [], overrides or [])
         values = {
             "samples": named,
-            "bench": [part for entry in bench for part in entry.split(",")] if bench else None,
+            "bench": benches or None,
             "reference": reference,
+            "limit": limit,
             "seed": seed,
         }
         flags = {field: f"--{field}" for field in values}
-        step = step_from_options(EvaluateStep, values, overrides or [], flags)
+        step = step_from_options(EvaluateStep, values, given, flags)
         execute("evaluate", step, output, "-".join(named), as_json=as_json, dry_run=dry_run)
+
+
+def _benches(flags: list[str], words: list[str]) -> tuple[list[str], list[str]]:
+    """(benches, overrides): after `--bench a b c=d` the parser takes b for an argument, as it does c=d."""
+    more = [word for word in words if flags and "=" not in word]
+    benches = [part for entry in [*flags, *more] for part in entry.split(",") if part]
+    return list(dict.fromkeys(benches)), [word for word in words if word not in more]
 
 
 def _named(samples: list[str]) -> dict[str, str]:

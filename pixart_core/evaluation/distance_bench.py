@@ -12,7 +12,7 @@ from pixart_core.evaluation.distances import (
     statistics_file,
 )
 from pixart_core.evaluation.extractors import Extractor
-from pixart_core.evaluation.frechet import Distance
+from pixart_core.evaluation.frechet import Distance, Gaussian
 from pixart_core.evaluation.networks import Networks
 from pixart_core.evaluation.outcome import Outcome
 from pixart_core.evaluation.pictures import Work, look
@@ -28,15 +28,37 @@ from pixart_core.launch import Processes
 from pixart_core.progress import Progress
 from pixart_core.recipe.evaluate import EvaluateStep
 
+Statistics = dict[str, Gaussian]  # by bench
+
+
+def open_reference(
+    step: EvaluateStep, networks: Networks, root: Path, progress: Progress, processes: Processes
+) -> RealImages | Statistics:
+    """What samples are compared with; mistakes in it show before the long work.
+
+    Args:
+        root: of the caches; scans of images go there.
+
+    Raises:
+        UserError: it cannot be read, or its statistics are of another protocol.
+    """
+    source = str(step.reference)
+    if not is_statistics(source):
+        return read_real_images(source, step.reference_limit, root / "scans", progress, processes)
+    path = Path(source).expanduser()
+    return {
+        bench: read_statistics(path, extractor, step.reference_protocol)
+        for bench, extractor in networks.distances.items()
+    }
+
 
 def distance_results(
     outcome: Outcome,
     step: EvaluateStep,
     sets: Sequence[SampleSet],
     digests: Mapping[str, Sequence[str]],
-    networks: Networks,
-    works: Mapping[str, Work],
-    root: Path,
+    asked: Mapping[str, Work],
+    reference: RealImages | Statistics,
     output: Path,
     progress: Progress,
     processes: Processes,
@@ -44,18 +66,17 @@ def distance_results(
     """Enter the distances of all sets into `outcome`.
 
     Args:
-        digests: of the samples of each set, whose features are in the caches of `works`.
-        root: of the caches.
+        digests: of the samples of each set, whose features are in the caches of `asked`.
+        asked: bench to its extractor and cache.
 
     Raises:
-        UserError: the reference cannot be read, or its statistics are of another protocol.
+        UserError: a reference image is gone.
     """
-    asked = {bench: works[extractor.id] for bench, extractor in networks.distances.items()}
-    if is_statistics(str(step.reference)):
+    if isinstance(reference, dict):
         if processes.first:
-            _against_statistics(outcome, step, sets, digests, asked)
+            _against_statistics(outcome, step, sets, digests, asked, reference)
         return
-    real = read_real_images(str(step.reference), step.reference_limit, root / "scans", progress, processes)
+    real = reference
     needed = list({extractor.id: (extractor, cache) for extractor, cache in asked.values()}.values())
     compared = look(real.pictures, needed, step.batch_size, progress, processes)
     others = _others(real, sets, needed, step, progress, processes)
@@ -102,15 +123,14 @@ def _against_statistics(
     sets: Sequence[SampleSet],
     digests: Mapping[str, Sequence[str]],
     asked: Mapping[str, Work],
+    statistics: Statistics,
 ) -> None:
-    path = Path(str(step.reference)).expanduser()
     entries = [Compared(samples.name, digests[samples.name], samples.prompts) for samples in sets]
     distances: dict[str, Mapping[str, Distance]] = {}
-    for extractor, cache in asked.values():
-        gaussian = read_statistics(path, extractor, step.reference_protocol)
-        results, distances[extractor.protocol] = frechet_results(entries, extractor, cache, gaussian)
+    for bench, (extractor, cache) in asked.items():
+        results, distances[extractor.protocol] = frechet_results(entries, extractor, cache, statistics[bench])
         outcome.add(results, extractor.protocol)
-        outcome.reference = {"statistics": path.name, "images": gaussian.count}
+        outcome.reference = {"statistics": Path(str(step.reference)).name, "images": statistics[bench].count}
     outcome.paired += paired(distances, {samples.name: samples.prompts for samples in sets})
 
 

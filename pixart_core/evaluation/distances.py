@@ -13,7 +13,10 @@ from pixart_core.evaluation.frechet import (
     GROUPS,
     Distance,
     Gaussian,
+    GroupedMoments,
+    GroupedRows,
     Moments,
+    Sample,
     frechet_distance,
     frechet_with_error,
     group_of,
@@ -55,12 +58,11 @@ def frechet_results(
     """Fréchet distance of each set to `reference`: (what the report says, what pairs are made of)."""
     results, distances = {}, {}
     for samples in sets:
-        groups = group_of(samples.prompts)
-        parts = grouped_moments(CachedRows(cache, samples.digests), groups)
-        distance = frechet_with_error(parts, reference)
+        sample = grouped(CachedRows(cache, samples.digests), group_of(samples.prompts))
+        distance = frechet_with_error(sample, reference)
         results[samples.name] = _told(distance, extractor, reference.count)
         if samples.real:
-            real = merge(moments_of(CachedRows(cache, samples.real))).gaussian()
+            real = gaussian_of(cache, samples.real)
             results[samples.name]["real_images"] = round(frechet_distance(real, reference), DIGITS)
         distances[samples.name] = distance
     return results, distances
@@ -95,15 +97,13 @@ def moments_of(rows: CachedRows) -> list[Moments]:
     return [Moments.of(rows.block(at, min(at + BLOCK, len(rows)))) for at in range(0, len(rows), BLOCK)]
 
 
-def grouped_moments(rows: CachedRows, groups: np.ndarray) -> list[Moments]:
-    """Moments of each jackknife group; with fewer images than groups, of all together."""
-    if len(rows) < GROUPS:
-        return moments_of(rows)
+def grouped(rows: CachedRows, groups: np.ndarray) -> Sample:
+    """Samples in their jackknife groups: features of few, moments of many."""
+    if len(rows) <= rows.cache.dimensions:
+        return GroupedRows(rows.block(0, len(rows)), groups)
     members = [np.flatnonzero(groups == group) for group in range(GROUPS)]
-    return [
-        merge(moments_of(CachedRows(rows.cache, [rows.digests[int(i)] for i in chosen])))
-        for chosen in members
-    ]
+    chosen = [[rows.digests[int(at)] for at in group] for group in members if len(group)]
+    return GroupedMoments([merge(moments_of(CachedRows(rows.cache, digests))) for digests in chosen])
 
 
 def gaussian_of(cache: FeatureCache, digests: Sequence[str]) -> Gaussian:
@@ -112,7 +112,10 @@ def gaussian_of(cache: FeatureCache, digests: Sequence[str]) -> Gaussian:
     Raises:
         UserError: fewer than two.
     """
-    return merge(moments_of(CachedRows(cache, digests))).gaussian()
+    rows = CachedRows(cache, digests)
+    if len(rows) <= cache.dimensions:
+        return Gaussian.of(rows.block(0, len(rows)))
+    return merge(moments_of(rows)).gaussian()
 
 
 def statistics_file(output: Path, extractor: Extractor) -> Path:

@@ -12,7 +12,7 @@ from pixart_core.artifacts.card import card_for
 from pixart_core.encoders.device import choose_device
 from pixart_core.evaluation.clip_bench import clip_results
 from pixart_core.evaluation.compbench.score import score_compbench
-from pixart_core.evaluation.distance_bench import distance_results
+from pixart_core.evaluation.distance_bench import distance_results, open_reference
 from pixart_core.evaluation.feature_cache import FeatureCache
 from pixart_core.evaluation.networks import load_networks
 from pixart_core.evaluation.outcome import Outcome
@@ -59,9 +59,12 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
     }
 
     outcome = Outcome({samples.name: {} for samples in sets})
+    reference = open_reference(step, networks, root, progress, processes) if networks.distances else None
     digests, found = _look(step, sets, works, progress, processes)
     if networks.distances:
-        distance_results(outcome, step, sets, digests, networks, works, root, output, progress, processes)
+        assert reference is not None
+        asked = {bench: works[extractor.id] for bench, extractor in networks.distances.items()}
+        distance_results(outcome, step, sets, digests, asked, reference, output, progress, processes)
     if not processes.first:
         processes.wait()
         return {"output": str(output)}

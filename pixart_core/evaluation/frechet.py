@@ -5,8 +5,9 @@ anything but the TensorFlow port of Inception it is not FID and is never called 
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -19,24 +20,50 @@ LEAST = 2 * GROUPS  # images below which no error is given
 EXTRAPOLATED = (5, 7, 9, 10)
 
 
-@dataclass(frozen=True, eq=False)
 class Gaussian:
-    """Mean and covariance of features.
+    """Mean and covariance of features; the covariance as A A^T, where A may be thin.
 
     Attributes:
+        mean: (d,)
+        factor: A, (d, rank or more): for fewer images than features, the centred features themselves.
+        trace: of the covariance.
         count: images that they come from, None where nobody said.
     """
 
-    mean: Float[np.ndarray, " features"]
-    covariance: Float[np.ndarray, "features features"]
-    count: int | None = None
+    def __init__(self, mean: np.ndarray, covariance: np.ndarray, count: int | None = None) -> None:
+        """From a covariance: A is its symmetric root, exact also where it is singular."""
+        self.mean, self.count = mean, count
+        self.trace = float(np.trace(covariance))
+        self._covariance: np.ndarray | None = covariance
+        self._factor: np.ndarray | None = None
 
-    @functools.cached_property
-    def root(self) -> Float[np.ndarray, "features features"]:
-        """Symmetric square root of the covariance."""
-        values, vectors = np.linalg.eigh(self.covariance)
-        # Rounding makes zero eigenvalues slightly negative.
-        return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "n d"]) -> "Gaussian":
+        """Of few images, without their d x d covariance.
+
+        Raises:
+            UserError: fewer than two images.
+        """
+        count = _at_least_two(len(features))
+        result = cls.__new__(cls)
+        result.mean, result.count = features.mean(0), count
+        result._factor = (features - result.mean).T / np.sqrt(count - 1)
+        result._covariance, result.trace = None, float((result._factor**2).sum())
+        return result
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        if self._covariance is None:
+            self._covariance = self.factor @ self.factor.T
+        return self._covariance
+
+    @property
+    def factor(self) -> Float[np.ndarray, "d rank"]:
+        if self._factor is None:
+            values, vectors = np.linalg.eigh(self.covariance)
+            # Rounding makes zero eigenvalues slightly negative.
+            self._factor = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+        return self._factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +100,7 @@ class Moments:
         Raises:
             UserError: fewer than two images.
         """
-        if self.count < 2:
-            raise UserError("a Frechet distance needs at least 2 images on each side")
+        _at_least_two(self.count)
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
@@ -86,12 +112,69 @@ def merge(moments: Iterable[Moments]) -> Moments:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|mu_a - mu_b|^2 + Tr(S_a) + Tr(S_b) - 2 Tr((S_a S_b)^1/2).
 
-    The last trace is the nuclear norm of S_a^1/2 S_b^1/2: symmetric square roots and one SVD, exact
-    also for singular covariances, where `scipy.linalg.sqrtm` loses digits or turns complex.
+    With S_a = A A^T and S_b = B B^T the last trace is the nuclear norm of A^T B: one SVD, exact also for
+    singular covariances, where `scipy.linalg.sqrtm` loses digits or turns complex.
     """
-    cross = np.linalg.svd(a.root @ b.root, compute_uv=False).sum()
+    cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
     delta = a.mean - b.mean
-    return float(delta @ delta + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+    return float(delta @ delta + a.trace + b.trace - 2 * cross)
+
+
+class Sample(Protocol):
+    """Features of samples in jackknife groups."""
+
+    @property
+    def count(self) -> int:
+        """Of all samples."""
+
+    @property
+    def groups(self) -> int:
+        """How many there are."""
+
+    def gaussian(self, groups: Collection[int]) -> Gaussian:
+        """Of the samples in some groups."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedMoments:
+    """Many samples: only the moments of each group are in memory."""
+
+    parts: Sequence[Moments]
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    @property
+    def groups(self) -> int:
+        return len(self.parts)
+
+    def gaussian(self, groups: Collection[int]) -> Gaussian:
+        return merge(self.parts[group] for group in groups).gaussian()
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedRows:
+    """Fewer samples than features: their features are smaller than a covariance.
+
+    Attributes:
+        rows: (n, d)
+        members: group of each row.
+    """
+
+    rows: Float[np.ndarray, "n d"]
+    members: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def groups(self) -> int:
+        return int(self.members.max()) + 1
+
+    def gaussian(self, groups: Collection[int]) -> Gaussian:
+        return Gaussian.of(self.rows[np.isin(self.members, list(groups))])
 
 
 @dataclass(frozen=True)
@@ -117,24 +200,29 @@ class Distance:
     left_out: tuple[float, ...] = ()
 
 
-def frechet_with_error(parts: Sequence[Moments], reference: Gaussian) -> Distance:
-    """Distance of all `parts` (see `group_of`) together to `reference`, with its jackknife."""
-    whole = merge(parts)
-    value = frechet_distance(whole.gaussian(), reference)
-    if len(parts) < GROUPS or whole.count < LEAST:
-        return Distance(value, whole.count)
+def frechet_with_error(sample: Sample, reference: Gaussian) -> Distance:
+    """Distance of all of `sample` to `reference`, with its jackknife over groups (see `group_of`).
+
+    Raises:
+        UserError: fewer than two samples.
+    """
+    everything = range(sample.groups)
+    value = frechet_distance(sample.gaussian(everything), reference)
+    if sample.groups < GROUPS or sample.count < LEAST:
+        return Distance(value, sample.count)
     left_out = [
-        frechet_distance(merge([*parts[:i], *parts[i + 1 :]]).gaussian(), reference)
-        for i in range(len(parts))
+        frechet_distance(sample.gaussian([g for g in everything if g != group]), reference)
+        for group in everything
     ]
+    mean = float(np.mean(left_out))
     extrapolated = None
-    if whole.count // 2 > len(reference.mean):
-        extrapolated = _at_infinity(parts, reference, {GROUPS: value, GROUPS - 1: float(np.mean(left_out))})
+    if sample.count // 2 > len(reference.mean):
+        extrapolated = _at_infinity(sample, reference, {GROUPS: value, GROUPS - 1: mean})
     return Distance(
         value,
-        whole.count,
+        sample.count,
         jackknife_se(left_out),
-        GROUPS * value - (GROUPS - 1) * float(np.mean(left_out)),
+        GROUPS * value - (GROUPS - 1) * mean,
         extrapolated,
         tuple(left_out),
     )
@@ -156,15 +244,20 @@ def group_of(keys: Sequence[str]) -> np.ndarray:
     return np.array([rank % GROUPS for rank in dealt], dtype=np.int64)
 
 
-def _at_infinity(parts: Sequence[Moments], reference: Gaussian, known: dict[int, float]) -> float:
+def _at_infinity(sample: Sample, reference: Gaussian, known: dict[int, float]) -> float:
     """The intercept of distance over 1/n; smaller shares are the mean of the first and the last groups."""
-    total = sum(part.count for part in parts)
     inverse, values = [], []
     for share in EXTRAPOLATED:
         value = known.get(share)
         if value is None:
-            ends = (parts[:share], parts[-share:])
-            value = float(np.mean([frechet_distance(merge(end).gaussian(), reference) for end in ends]))
-        inverse.append(GROUPS / (share * total))
+            ends = (range(share), range(GROUPS - share, GROUPS))
+            value = float(np.mean([frechet_distance(sample.gaussian(end), reference) for end in ends]))
+        inverse.append(GROUPS / (share * sample.count))
         values.append(value)
     return float(np.polyfit(inverse, values, 1)[1])
+
+
+def _at_least_two(count: int) -> int:
+    if count < 2:
+        raise UserError("a Frechet distance needs at least 2 images on each side")
+    return count
