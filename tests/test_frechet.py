@@ -127,7 +127,7 @@ def test_features_of_few_images_and_moments_of_many_give_one_result() -> None:
 def test_no_line_is_drawn_through_fewer_images_than_features() -> None:
     result = frechet_with_error(parts(gaussian(1, count=70, features=40)), fitted(gaussian(2, features=40)))
     assert result.se is not None
-    assert result.extrapolated is None
+    assert result.extrapolated is result.bias_corrected is None
 
 
 def test_images_of_one_prompt_are_left_out_together() -> None:

@@ -42,7 +42,11 @@ def clip_results(
             bootstrap=step.bootstrap,
             seed=step.seed,
         )
-        scores |= {"weights": scorer.images.weights, "prompts_cut_off": scorer.cut_off(different)}
+        scores |= {
+            "weights": scorer.images.weights,
+            "standard": scorer.images.standard,
+            "prompts_cut_off": scorer.cut_off(different),
+        }
         outcome.metrics[samples.name][protocol] = scores
         outcome.add_prompts(samples, protocol, _by_prompt(samples, different, prompt_of, values))
 

@@ -131,8 +131,9 @@ def _told(distance: Distance, extractor: Extractor, n_reference: int | None) -> 
         "n_reference": n_reference,
         "dimensions": extractor.dimensions,
         "weights": extractor.weights,
+        "standard": extractor.standard,
     }
-    if distance.bias_corrected is not None:
+    if distance.extrapolated is not None:
         told["bias_corrected"] = _rounded(distance.bias_corrected)
         told["extrapolated"] = _rounded(distance.extrapolated)
     return told

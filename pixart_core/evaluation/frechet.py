@@ -187,8 +187,8 @@ class Distance:
         se: delete-10 % jackknife standard error; None below `LEAST` samples. (A bootstrap would repeat
             images, which inflates the distance.)
         bias_corrected: the jackknife's estimate without the bias of finite samples, to first order.
-        extrapolated: the distance at infinitely many samples, by a line in 1/n (Chong and Forsyth 2020);
-            None where half the samples do not span the features, so that no line holds.
+        extrapolated: the distance at infinitely many samples, by a line in 1/n (Chong and Forsyth 2020).
+            Both are None where half the samples do not span the features: the bias is no line in 1/n there.
         left_out: the distance without each of the groups.
     """
 
@@ -215,17 +215,11 @@ def frechet_with_error(sample: Sample, reference: Gaussian) -> Distance:
         for group in everything
     ]
     mean = float(np.mean(left_out))
-    extrapolated = None
+    corrected = extrapolated = None
     if sample.count // 2 > len(reference.mean):
+        corrected = GROUPS * value - (GROUPS - 1) * mean
         extrapolated = _at_infinity(sample, reference, {GROUPS: value, GROUPS - 1: mean})
-    return Distance(
-        value,
-        sample.count,
-        jackknife_se(left_out),
-        GROUPS * value - (GROUPS - 1) * mean,
-        extrapolated,
-        tuple(left_out),
-    )
+    return Distance(value, sample.count, jackknife_se(left_out), corrected, extrapolated, tuple(left_out))
 
 
 def jackknife_se(left_out: Sequence[float]) -> float:

@@ -68,7 +68,7 @@ def _clip(report: Mapping[str, Any]) -> list[str]:
     head = ["samples", "score", "95 % interval", "null", "score − null", "95 % interval", "n", "prompts"]
     for group in clip_tables(report["metrics"]):
         rows = [[*_alignment(row), str(row["n"]), str(row["prompts"])] for row in group["rows"]]
-        parts += [f"## CLIP score ({escaped(group['protocol'])})", table(head, rows)]
+        parts += [f"## {group['title']} ({escaped(group['protocol'])})", table(head, rows)]
     return parts
 
 

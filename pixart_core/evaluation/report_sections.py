@@ -19,6 +19,8 @@ DISTANCES = {
     "kernel": ("Kernel distance, not KID", "features as named; compares only with the same", 5),
 }
 
+STANDARD = ("cmmd", "fd-dinov2")  # the others are named otherwise where the network is another
+
 
 def distance_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One table a protocol: {"protocol", "title", "about", "digits", "rows"}."""
@@ -29,6 +31,8 @@ def distance_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
             if kind not in DISTANCES:
                 continue
             title, about, digits = DISTANCES[kind]
+            if not result["standard"] and kind in STANDARD:
+                title, digits = f"{title} formula on another network", 5
             table = tables.setdefault(
                 protocol,
                 {"protocol": protocol, "title": title, "about": about, "digits": digits, "rows": []},
@@ -43,12 +47,13 @@ def _around(result: Mapping[str, Any]) -> list[float] | None:
 
 
 def clip_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One table a convention: {"protocol", "rows"}."""
+    """One table a convention: {"protocol", "title", "rows"}."""
     tables: dict[str, dict[str, Any]] = {}
     for name, results in metrics.items():
         for protocol, result in results.items():
             if protocol.startswith("clip/"):
-                table = tables.setdefault(protocol, {"protocol": protocol, "rows": []})
+                title = "CLIP score" if result["standard"] else "CLIP score of another network"
+                table = tables.setdefault(protocol, {"protocol": protocol, "title": title, "rows": []})
                 table["rows"].append({"samples": name, **result})
     return list(tables.values())
 
