@@ -136,7 +136,7 @@ def note(row: Mapping[str, Any]) -> str:
         parts.append(f"{pace['images_per_second']:,.4g} images/s")
         parts.append(f"data wait {pace['data_wait']:.0%}")
         parts.append(f"MFU {pace['mfu']:.1%}" if "mfu" in pace else f"{pace['tflops']:.3g} TFLOP/s")
-        parts.append(f"{duration(pace['eta_seconds'])} left")
+        parts += [f"{duration(pace['eta_seconds'])} left"] if pace["eta_seconds"] else []
     if "usd" in pace:
         parts.append(f"{pace['usd']:,.2f} USD")
     return ", ".join(parts)

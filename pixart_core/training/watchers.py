@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from pixart_core.errors import UserError
+from pixart_core.training.page import PAGE, Page
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
 from pixart_core.training.trackers import CsvFiles, TrackerOf
@@ -95,4 +96,6 @@ def watchers_of(run: Run, open_painter: OpenPainter | None = None) -> Sequence[W
     for name in dict.fromkeys(step.report_to):
         watcher = CsvFiles(run, loss) if name == "csv" else TrackerOf(name, loss, images)
         watchers.append((f"report_to: {name}", watcher))
+    if step.page:
+        watchers.append((PAGE, Page(loss, images)))
     return [Guarded(watcher, name) for name, watcher in watchers]
