@@ -5,17 +5,16 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from pixart_cli.console import RichProgress, show, stdout_to_stderr
 from pixart_cli.outputs import check_output, default_output
 from pixart_cli.runners import RUNNERS
+from pixart_core.recipe.base import Strict
 from pixart_core.recipe.estimate import estimate
 
 
 def execute(
     command: str,
-    step: BaseModel,
+    step: Strict,
     output: Path | None,
     name: str,
     *,

@@ -6,12 +6,12 @@ import json
 import re
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from pixart_core.artifacts.card import card_for, made_by, read_card
 from pixart_core.artifacts.publish import check_writable
 from pixart_core.errors import UserError
+from pixart_core.recipe.base import Strict
 from pixart_core.recipe.records import CHAIN
+from pixart_core.recipe.sameness import same_work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,11 @@ ARTIFACTS = {
     "caption --stats": Artifact("statistics", ("caption-statistics",), ("statistics*",), replaces=True),
     "extract-features": Artifact("features", ("features",), ("index*", "*.safetensors", "manifest*")),
     "extract-features --import": Artifact("features", ("features",), ("index*", "*.safetensors")),
-    "train": Artifact("runs", ("checkpoint",), ("log*", "recipe.yaml", "checkpoints", "transformer")),
+    "train": Artifact(
+        "runs",
+        ("checkpoint",),
+        ("log*", "recipe.yaml", "checkpoints", "transformer", "resume_certificate.json"),
+    ),
     "sample": Artifact("samples", ("samples",), ("images", "samples*")),
     "evaluate": Artifact("reports", ("report",), ("report*",), replaces=True),
     # A conversion appears whole: it leaves nothing unfinished.
@@ -50,7 +54,7 @@ def name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "".join(last)).strip("-.") or "data"
 
 
-def default_output(command: str, name: str, step: BaseModel) -> Path:
+def default_output(command: str, name: str, step: Strict) -> Path:
     """`<folder>/<name>`, or with a number behind it if that holds a finished result of other options."""
     artifact, number = ARTIFACTS[command], 1
     output = Path(artifact.folder) / name
@@ -60,7 +64,7 @@ def default_output(command: str, name: str, step: BaseModel) -> Path:
     return output
 
 
-def check_output(command: str, output: Path, step: BaseModel) -> None:
+def check_output(command: str, output: Path, step: Strict) -> None:
     """Refuse to write over something else, or where nothing can be written.
 
     Raises:
@@ -85,7 +89,7 @@ def check_output(command: str, output: Path, step: BaseModel) -> None:
     check_writable(output.absolute().parent if command == "convert" else output)
 
 
-def _is_free(output: Path, artifact: Artifact, step: BaseModel) -> bool:
+def _is_free(output: Path, artifact: Artifact, step: Strict) -> bool:
     if (output / CHAIN).is_dir():
         return False
     card = read_card(output)
@@ -96,15 +100,14 @@ def _is_free(output: Path, artifact: Artifact, step: BaseModel) -> bool:
     return output.is_dir() and _unfinished(output, artifact) and _is_of(output, artifact, step)
 
 
-def _is_of(output: Path, artifact: Artifact, step: BaseModel) -> bool:
+def _is_of(output: Path, artifact: Artifact, step: Strict) -> bool:
     """Whether an unfinished folder was begun by `step`, as far as its marker tells."""
     card = card_for(artifact.kinds[0], step, {})
     with contextlib.suppress(OSError, ValueError):
         if (begun := (output / "sampling.json").read_text().strip()) != "":
             return begun == card.fingerprint
     with contextlib.suppress(OSError, ValueError):
-        now = json.loads(json.dumps({"options": dict(card.options), "inputs": dict(card.inputs)}))
-        return bool(json.loads((output / ".run.json").read_text()) == now)
+        return same_work(json.loads((output / ".run.json").read_text()), step)
     return True
 
 

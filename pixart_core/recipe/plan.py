@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,6 +14,7 @@ from pixart_core.recipe.mistakes import did_you_mean
 from pixart_core.recipe.records import Record, Records
 from pixart_core.recipe.schema import FromStep, Recipe, step_references
 
+S = TypeVar("S", bound=BaseModel)
 Action = Literal["run", "continue", "done", "skip"]
 
 
@@ -86,7 +87,7 @@ def plan_chain(
     return list(planned.values())
 
 
-def resolve_sources(step: BaseModel, root: Path) -> BaseModel:
+def resolve_sources(step: S, root: Path) -> S:
     """`step` with each `{step: NAME}` replaced by the folder `root/NAME`, as text."""
 
     def resolve(value: Any) -> Any:

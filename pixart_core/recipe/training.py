@@ -17,7 +17,7 @@ __all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainSte
 class TrainStep(Strict):
     """Options of `pixart train`; also what a `command: train` step holds."""
 
-    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING | {"processes", "distributed"}
+    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING | {"processes"}
     rounding: ClassVar[frozenset[str]] = frozenset(
         {"micro_batch_size", "gradient_checkpointing", "offload_ema"}
     )

@@ -1,26 +1,34 @@
 """The training loop: stages 1, 2 and 3 of the paper, told apart by their recipes alone."""
 
+import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pixart_core.artifacts.card import card_for
+from pixart_core.artifacts.card import CARD, card_for
 from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.artifacts.uncond import write_uncond
+from pixart_core.errors import UnfinishedError
 from pixart_core.models.files import save_transformer
 from pixart_core.progress import Progress
 from pixart_core.recipe.training import TrainStep
+from pixart_core.training.budget import Clock
+from pixart_core.training.certificate import fitting_certificate
 from pixart_core.training.initial import ReadInit, read_folder
 from pixart_core.training.interrupt import StopRequests
 from pixart_core.training.log import TrainingLog
 from pixart_core.training.pace import note
 from pixart_core.training.processes import failing_together, on_any
+from pixart_core.training.recorded import finished_result
 from pixart_core.training.run import Run, open_run
 from pixart_core.training.schedule import learning_rate_at
 from pixart_core.training.step import StepStats, train_step
 from pixart_core.training.told_once import told_once
 from pixart_core.training.validation_images import OpenPainter
 from pixart_core.training.watchers import watchers_of
+from pixart_core.training.witness import passing, witnessed
 
 
 @told_once
@@ -33,13 +41,28 @@ def run_training(
 ) -> dict[str, Any]:
     """Train, or continue the training that `output` holds, until `step.max_train_steps`.
 
-    Writes `transformer/` (EMA weights in diffusers' layout), `log.jsonl`, `recipe.yaml` and the states
-    under `checkpoints/`; the card comes last.
+    Writes `transformer/` (EMA weights in diffusers' layout), `log.jsonl`, `recipe.yaml`, `history.jsonl` and
+    the states under `checkpoints/`; the card comes last.
 
     Raises:
-        UserError: features, start and options do not fit together, or `output` holds another run.
+        UserError: features, start and options do not fit together, `output` holds another run, or another
+            process is training there.
         NonFiniteError: the loss is not finite; the last state is kept.
+        UnfinishedError: the time is over, or the system asked for the end (SIGTERM, SIGUSR1); all is saved.
+        KeyboardInterrupt: Ctrl-C; all is saved.
     """
+    # Under a launcher the first process holds the folder for all.
+    with only_launch(output, progress.say) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        if (finished := finished_result(step, output)) is not None:
+            done = f"{output} is finished ({finished['steps']} steps): nothing to do"
+            progress.say(f"{done}; a larger max_train_steps continues it")
+            return finished
+        return _train(step, output, progress, read_init, open_painter)
+
+
+def _train(
+    step: TrainStep, output: Path, progress: Progress, read_init: ReadInit, open_painter: OpenPainter | None
+) -> dict[str, Any]:
     run = open_run(step, output, progress, read_init)
     log = TrainingLog(output / LOG, run.counters, step, run.accelerator)
     watchers = watchers_of(run, open_painter)
@@ -48,12 +71,13 @@ def run_training(
     task = f"train {output.name}"
     progress.start(task, step.max_train_steps)
     progress.advance(task, run.counters.step)
-    started = time.perf_counter() - run.counters.seconds
+    started, clock = time.perf_counter() - run.counters.seconds, Clock(step)
     with StopRequests() as requests:
         while not run.done:
             with run.pace.stepping():
                 stats = one_step(run)
             run.counters.step += 1
+            passing("updated", run.counters.step)
             run.counters.seconds = time.perf_counter() - started
             row = log.record(
                 run.counters,
@@ -61,24 +85,30 @@ def run_training(
                 learning_rate=step.learning_rate * learning_rate_at(step, run.counters.step - 1),
                 pace=run.pace,
             )
+            passing("logged", run.counters.step)
             for watcher in watchers:
                 watcher.after_step(run, stats, row)
             progress.advance(task, 1, "" if row is None else note(row))
-            stop = on_any(run.accelerator, requests.stop)
-            if run.done or stop or run.counters.step % step.checkpointing_steps == 0:
+            clock.stepped()
+            interrupted, asked, over, due = on_any(
+                run.accelerator, requests.interrupted, requests.asked, clock.is_over, clock.asks_to_save
+            )
+            stop = interrupted or asked or over
+            if run.done or stop or due or run.counters.step % step.checkpointing_steps == 0:
                 run.save()
+                clock.saved()
             if stop and not run.done:
-                requests.raise_interrupt(
-                    f"stopped at step {run.counters.step}; run the same command to continue"
-                )
+                _end_early(run, interrupted=interrupted, asked=asked)
     progress.finish(task)
     for watcher in watchers:
         watcher.end(run)
 
     with failing_together(run.accelerator):
         publish(run)
-    if requests.stop:
-        requests.raise_interrupt(f"{output} is finished")
+    if requests.interrupted:
+        raise KeyboardInterrupt(f"{output} is finished")
+    if requests.asked:
+        raise UnfinishedError(f"{output} is finished; ended as asked")
     return {
         "output": str(output),
         "steps": run.counters.step,
@@ -88,14 +118,24 @@ def run_training(
     }
 
 
+def _end_early(run: Run, *, interrupted: bool, asked: bool) -> NoReturn:
+    step = run.step
+    where = f"step {run.counters.step} of {step.max_train_steps}; run the same command to continue"
+    if interrupted:
+        raise KeyboardInterrupt(f"stopped at {where}")
+    why = "as asked" if asked else f"in time for max_train_time {step.max_train_time}"
+    raise UnfinishedError(f"saved and ended {why} at {where}")
+
+
 def one_step(run: Run) -> StepStats:
     """Optimiser step `run.counters.step`: learning rate, gradients, update, average."""
     run.optimizers.set_factor(learning_rate_at(run.step, run.counters.step))
+    batches = run.pace.waiting(run.micro_batches())
     return train_step(
         run.prepared,
         run.optimizers,
         run.ema,
-        (batch.to(run.accelerator.device) for batch in run.pace.waiting(run.micro_batches())),
+        (batch.to(run.accelerator.device) for batch in witnessed(batches, run.counters.step + 1)),
         run.loss_fn,
         count=run.micro_batches_per_step,
         max_grad_norm=run.step.max_grad_norm,
@@ -111,6 +151,13 @@ def publish(run: Run) -> None:
     if start.unconditional is not None and start.unconditional.keeps_mask:
         write_uncond(output, start.unconditional.tokens)
     facts = start.facts.to_details() | ({"changed": start.changed} if start.changed else {})
+    (output / CARD).unlink(missing_ok=True)  # of a shorter training that this one continued
     save_transformer(run.model.config, averages, output / TRANSFORMER)
-    done = {"steps": run.counters.step, "images": run.counters.step * run.step.global_batch_size}
+    passing("publishing", run.counters.step)
+    done: dict[str, Any] = {
+        "steps": run.counters.step,
+        "images": run.counters.step * run.step.global_batch_size,
+    }
+    if (certificate := fitting_certificate(output, run.step)) is not None:
+        done["resume_certificate"] = certificate
     card_for("checkpoint", run.step, facts | done).write(output)

@@ -57,12 +57,12 @@ def rank_slots(step: TrainStep, accelerator: Accelerator) -> range:
     return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
-def on_any(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether `flag` is set on any process: all must stop at the same step."""
+def on_any(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Which of `flags` are set on any process: all must stop at the same step."""
     if accelerator.num_processes == 1:
-        return flag
-    total = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
-    return bool(total > 0)
+        return list(flags)
+    own = torch.tensor([float(flag) for flag in flags], device=accelerator.device)
+    return [total > 0 for total in accelerator.reduce(own, "sum").tolist()]
 
 
 def mean_over_processes(accelerator: Accelerator, values: dict[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pixart_core.diffusion.schedule import NoiseSchedule
 from pixart_core.diffusion.weighting import Weighting
 from pixart_core.models.build import Transformer
 from pixart_core.progress import Progress
+from pixart_core.recipe.sameness import Changes
 from pixart_core.recipe.training import TrainStep
 from pixart_core.training.batches import TrainingBatch
 from pixart_core.training.ema import Ema
@@ -26,7 +27,7 @@ from pixart_core.training.order import BatchOrder
 from pixart_core.training.pace import Pace
 from pixart_core.training.parallel import parallel_mode, refuse_with_fsdp2, spread
 from pixart_core.training.processes import connect, failing_together, rank_slots
-from pixart_core.training.recorded import continue_or_refuse
+from pixart_core.training.recorded import continue_or_refuse, record_sitting
 from pixart_core.training.start import Start, start_model
 from pixart_core.training.state import Counters, load_newest, save_state
 from pixart_core.training.step import batch_loss
@@ -129,9 +130,10 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
         start = start_model(step, store, read_init)
         if step.token_routing is not None:
             start.model.routed_blocks = step.token_routing.blocks(start.model.config.num_layers)
+    changed: Changes = {}
     with failing_together(accelerator):
         if accelerator.is_main_process:
-            continue_or_refuse(step, output, output / STATES)
+            changed = continue_or_refuse(step, output, output / STATES, progress)
     for note in start.notes:
         progress.say(note)
     order = BatchOrder(store.buckets, step.global_batch_size, step.seed)
@@ -160,6 +162,9 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
     run.reload()
     if run.counters.step:
         progress.say(f"continuing {output} at step {run.counters.step} of {step.max_train_steps}")
+    with failing_together(accelerator):
+        if accelerator.is_main_process:
+            record_sitting(step, output, changed, run.counters.step, accelerator)
     return run
 
 

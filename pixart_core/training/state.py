@@ -20,6 +20,7 @@ from pixart_core.training.optimizer import Optimizers
 from pixart_core.training.processes import all_told
 from pixart_core.training.shards import as_sharded, is_sharded, local
 from pixart_core.training.state_tensors import Layouts, check_layouts, read_parts, tensor_shapes, write_whole
+from pixart_core.training.witness import passing
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 ABSENT = "it is not there"
@@ -73,12 +74,14 @@ def save_state(
         with staged_folder(folder) as staging:
             for name, tensors, layouts in files:
                 write_whole(staging / name, tensors, layouts)
+                passing("saving", counters.step)
             write_json(staging / NUMBERS, _optimizer_numbers(optimizers))
             write_json(staging / COUNTERS, dataclasses.asdict(counters) | {"pending": pending})
             seal(staging)
     except PixartError as error:
         _take_part(files)
         raise PixartError(f"cannot save {folder}: {error}; the states before it are kept") from error
+    passing("saved", counters.step)
     states = saved_states(root)
     # States of later steps were passed over as damaged when the run continued: they count for nothing.
     behind = [state for state in states if state.name > folder.name]
