@@ -19,6 +19,7 @@ from pixart_core.launch import meeting_point, visible_gpus
 from pixart_core.progress import Progress
 from pixart_core.recipe.training import TrainStep
 
+WORKER = ("-m", "pixart_cli.worker")
 GRACE = 30.0  # seconds that the others have to end after one has failed
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ASKED = {75: UnfinishedError, 130: KeyboardInterrupt}
@@ -94,7 +95,7 @@ def _start(folder: Path, rank: int, count: int, port: int) -> "subprocess.Popen[
         environment["ACCELERATE_USE_CPU"] = "true"
     threads = str(max(1, (os.cpu_count() or 1) // count))
     return subprocess.Popen(
-        [sys.executable, "-m", "pixart_cli.worker", str(folder), str(os.getpid())],
+        [sys.executable, *WORKER, str(folder), str(os.getpid())],
         env={"OMP_NUM_THREADS": threads} | os.environ | environment,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches them once, through this process
