@@ -8,12 +8,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from pixart_core.recipe.document import dump_yaml
 
 PLAIN_SECONDS = 15.0
+LEFT = " left"  # how a note ends that tells the time left
 
 
 def is_first_process() -> bool:
@@ -46,10 +56,9 @@ class RichProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                _TimeRemaining(),
             )
-            self._bars = Progress(*columns, console=self.console)
+            self._bars = _Bars(*columns, console=self.console)
             self._bars.start()
         if task in self._ids:
             self._bars.remove_task(self._ids[task])
@@ -81,6 +90,23 @@ class RichProgress:
         if self._bars is not None:
             self._bars.stop()
         self._bars, self._ids = None, {}
+
+
+class _Bars(Progress):
+    """Bars with their notes below: beside a bar a note of a training would have no room."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", style="dim", overflow="fold")
+
+
+class _TimeRemaining(TimeRemainingColumn):
+    """Nothing beside a note that tells the time left itself, from more than the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.fields["note"].endswith(LEFT) else super().render(task)
 
 
 class _PlainTask:

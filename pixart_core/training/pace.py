@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -38,23 +38,23 @@ class Pace:
         self._steps = 0
         self._in_steps = self._waiting = 0.0
         self._flops = 0
-        self._begin = time.perf_counter()
+        self._begin = perf_counter()
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
         """Around an optimiser step."""
-        begin = time.perf_counter()
+        begin = perf_counter()
         yield
-        self._in_steps += time.perf_counter() - begin
+        self._in_steps += perf_counter() - begin
         self._steps += 1
 
     def waiting(self, batches: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
         """The same batches; the time until each is there counts as waiting for data."""
         rest = iter(batches)
         while True:
-            begin = time.perf_counter()
+            begin = perf_counter()
             batch = next(rest, None)
-            self._waiting += time.perf_counter() - begin
+            self._waiting += perf_counter() - begin
             if batch is None:
                 return
             self._flops += batch_flops(self.config, batch, self.routed_blocks)
@@ -71,7 +71,7 @@ class Pace:
             eta_seconds: until the last step, validation and saving included.
             usd: of all sittings so far; only with `price`.
         """
-        now = time.perf_counter()
+        now = perf_counter()
         row: dict[str, float] = {}
         if self._steps and self._in_steps > 0:
             latest = (now - self._begin) / self._steps
@@ -136,9 +136,10 @@ def note(row: Mapping[str, Any]) -> str:
         parts.append(f"{pace['images_per_second']:,.4g} images/s")
         parts.append(f"data wait {pace['data_wait']:.0%}")
         parts.append(f"MFU {pace['mfu']:.1%}" if "mfu" in pace else f"{pace['tflops']:.3g} TFLOP/s")
-        parts += [f"{duration(pace['eta_seconds'])} left"] if pace["eta_seconds"] else []
     if "usd" in pace:
         parts.append(f"{pace['usd']:,.2f} USD")
+    if pace.get("eta_seconds"):
+        parts.append(f"{duration(pace['eta_seconds'])} left")
     return ", ".join(parts)
 
 
