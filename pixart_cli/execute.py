@@ -32,10 +32,7 @@ def execute(
     Raises:
         UserError: `output` holds something else; and what the command raises.
     """
-    if output is None:
-        output = default_output(command, name, step)
-        print(f"pixart: output goes to {output}", file=sys.stderr)
-    check_output(command, output, step)
+    output = output_of(command, step, output, name)
     if dry_run:
         options = step.model_dump(mode="json", exclude={"command"})
         plan = {"command": command, "output": str(output), "options": options}
@@ -47,3 +44,16 @@ def execute(
     if not as_json:
         result = {key: value for key, value in result.items() if key not in long}
     show(result, as_json=as_json)
+
+
+def output_of(command: str, step: Strict, output: Path | None, name: str) -> Path:
+    """`output`, or a default named after `name`, which is told.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if output is None:
+        output = default_output(command, name, step)
+        print(f"pixart: output goes to {output}", file=sys.stderr)
+    check_output(command, output, step)
+    return output

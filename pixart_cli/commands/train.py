@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from pixart_cli.errors import user_errors
-from pixart_cli.execute import execute
+from pixart_cli.execute import execute, output_of
 from pixart_cli.options import AsJson, DryRun, Output, Seed, with_examples
 from pixart_cli.outputs import name_of
 from pixart_cli.planner import Gpu, Mfu, Price, plan_overrides, training_plan_text
 from pixart_core.artifacts.card import read_card
+from pixart_core.errors import UserError
 from pixart_core.recipe.estimate import estimate_training
 from pixart_core.recipe.load import load_recipe, select_step
 from pixart_core.recipe.needs import missing_inputs, refuse_missing
@@ -23,6 +24,7 @@ from pixart_core.recipe.schema import Recipe, TrainStep, step_references
     "pixart train --recipe own_images",
     "pixart train --recipe own_images.yaml --output runs/x train.learning_rate=1.0e-3",
     "pixart train --recipe quickstart --step stage2 --max-train-steps 500 optimizer.kind=adamw",
+    "pixart train --recipe own_images --verify-resume",
     fields_of=TrainStep,
 )
 def train(
@@ -51,12 +53,28 @@ def train(
     gpu: Gpu = None,
     mfu: Mfu = None,
     price: Price = None,
+    verify_resume: Annotated[
+        bool,
+        typer.Option(
+            "--verify-resume",
+            help="Instead of training, prove that this recipe on this machine, killed and continued, ends "
+            "bit-identical; writes resume_certificate.json.",
+        ),
+    ] = False,
+    verify_steps: Annotated[
+        int | None, typer.Option(help="Updates of the proof; default 8.", show_default=False)
+    ] = None,
+    verify_kills: Annotated[
+        int | None, typer.Option(help="Kills of the proof; default 4.", show_default=False)
+    ] = None,
     output: Output = None,
     as_json: AsJson = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train one stage of a recipe."""
     with user_errors():
+        if not verify_resume and (verify_steps, verify_kills) != (None, None):
+            raise UserError("--verify-steps and --verify-kills go with --verify-resume")
         given = {
             "max_train_steps": max_train_steps,
             "global_batch_size": global_batch_size,
@@ -78,6 +96,13 @@ def train(
             planned = {"estimate": estimate_training(chosen, name, loaded, root), "missing": missing}
         else:
             refuse_missing(missing)
+        if verify_resume:
+            from pixart_cli.verify_resume import verify_resume as verify
+
+            place = output_of("train", resolved, output, _run_name(loaded, name))
+            counts = {"steps": verify_steps or 8, "kills": verify_kills or 4}
+            verify(resolved, place, **counts, as_json=as_json, dry_run=dry_run)
+            return
         execute(
             "train",
             resolved,

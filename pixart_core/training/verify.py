@@ -4,6 +4,7 @@ A short version of the recipe runs once undisturbed, and once killed (SIGKILL) a
 each time, in processes of its own and a folder of its own. The certificate of it lies with the run.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -62,12 +63,14 @@ def shortened(step: TrainStep, steps: int, processes: int) -> TrainStep:
     )
 
 
-def kill_places(steps: int, kills: int, micro_batches: int) -> list[Place]:
+def kill_places(short: TrainStep, kills: int, processes: int) -> list[Place]:
     """Where the training is killed: each in its own part of the run, one kind of place after the other.
 
     Raises:
         UserError: too few steps: a kill needs two, so that a state is saved among them.
     """
+    steps = short.max_train_steps
+    micro_batches = short.global_batch_size // (short.micro_batch_size * processes)
     if kills < 1 or steps < EVERY * kills:
         raise UserError(f"{kills} kills need at least {max(EVERY, EVERY * kills)} steps, not {steps}")
     places = []
@@ -101,7 +104,7 @@ def verify_resume(
         PixartError: the short training itself fails.
     """
     short = shortened(step, steps, processes)
-    places = kill_places(steps, kills, short.global_batch_size // (short.micro_batch_size * processes))
+    places = kill_places(short, kills, processes)
     work = output / WORK
     begin = time.monotonic()
     with only_launch(work, progress.say):
@@ -110,10 +113,12 @@ def verify_resume(
             certificate = proof.run(places)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):  # whatever else is there stays
+                output.rmdir()
     certificate = _about(step, short, processes) | certificate
     certificate["seconds"] = round(time.monotonic() - begin, 1)
     write_json(output / CERTIFICATE, certificate)
-    return certificate
+    return certificate | {"certificate": str(output / CERTIFICATE)}
 
 
 class _Proof:
@@ -125,9 +130,9 @@ class _Proof:
         for left in self.work.glob("*"):  # of a proof that was killed
             shutil.rmtree(left, ignore_errors=True)
         self.progress.start(self.task, len(places) + 2)
-        self._undisturbed("whole")
+        self._sit("whole", None, "undisturbed")
         killed = [self._killed(place) for place in places]
-        self._sit("killed", None)
+        self._sit("killed", None, "continued to the end")
         parts = self._compare("whole", "killed")
         found: dict[str, Any] = {
             "identical": not any(part.differences for part in parts),
@@ -137,31 +142,27 @@ class _Proof:
         }
         if not found["identical"]:
             # Is it the continuation, or does this machine never compute the same thing twice?
-            self._undisturbed("again")
+            self._sit("again", None, "undisturbed, a second time")
             found["differences_of_two_undisturbed_runs"] = _differing(self._compare("whole", "again"))
         self.progress.finish(self.task)
         return found | {"verdict": _verdict(found)}
 
-    def _undisturbed(self, name: str) -> None:
-        self._sit(name, None)
-
     def _killed(self, place: Place) -> dict[str, Any]:
-        self._sit("killed", place)
+        self._sit("killed", place, f"killed at step {place.step} ({place.point})")
         states = saved_states(self.work / "killed" / STATES)
         resumed = step_of(states[-1]) if states else 0
         return dataclasses.asdict(place) | {"signal": "SIGKILL", "continued_at": resumed}
 
-    def _sit(self, name: str, kill: Place | None) -> None:
+    def _sit(self, name: str, kill: Place | None, about: str) -> None:
         told = self._told(name)
         told.mkdir(parents=True, exist_ok=True)
-        where = "undisturbed" if kill is None else f"killed at step {kill.step} ({kill.point})"
         before = _kills(told)
         said = self.sitting(self.short, self.work / name, Request(told, kill).environment())
         if said is not None and _kills(told) == before:
             raise PixartError(f"the short training failed by itself: {said}")
         if said is None and kill is not None:
-            raise PixartError(f"the short training never came to step {kill.step} ({kill.point})")
-        self.progress.advance(self.task, 1, where)
+            raise PixartError(f"the short training ended without being {about}")
+        self.progress.advance(self.task, 1, about)
 
     def _compare(self, a: str, b: str) -> list[Part]:
         return compare_trainings(self.work / a, self.work / b, self._told(a), self._told(b))
