@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tiny_blip
+import torch
 from compbench_samples import PROMPTS, write_prompts, write_samples
 from PIL import Image
 from tiny_vision import save_clip
@@ -76,9 +77,7 @@ def options(folder: Path, **changes: Any) -> CompBenchOptions:
         "detections": str(folder / "detections.jsonl"),
         "depth": str(folder / "depth"),
         "images_per_prompt": 2,
-        "batch_size": 3,
         "chunker": "textblob",
-        "device": "cpu",
     }
     return CompBenchOptions.model_validate(values | changes)
 
@@ -95,7 +94,9 @@ def main(folder: Path, calls: int) -> None:
 
     blip.BlipVqa.answers = counted  # type: ignore[method-assign]
     samples = read_sample_set("samples", folder / "samples")
-    result = score_compbench(samples, options(folder), folder / "cache", Silent())
+    result = score_compbench(
+        samples, options(folder), folder / "cache", Silent(), device=torch.device("cpu"), batch_size=3
+    )
     print(json.dumps(result, sort_keys=True))
 
 

@@ -1,5 +1,6 @@
 """T2I-CompBench as a whole: categories, nulls, intervals, missing parts, kills."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -25,13 +26,14 @@ from pixart_core.evaluation.compbench.layout import (
     read_official_layout,
 )
 from pixart_core.evaluation.compbench.prompts import Prompt, read_prompts
-from pixart_core.evaluation.compbench.score import score_compbench
+from pixart_core.evaluation.compbench.score import score_compbench as score_all
 from pixart_core.evaluation.compbench.summary import interval, others
 from pixart_core.evaluation.sample_set import SampleSet, read_sample_set
 from pixart_core.progress import Silent
 from pixart_core.recipe.compbench import CATEGORIES
 
 HERE = Path(__file__).parent
+score_compbench = functools.partial(score_all, device=torch.device("cpu"), batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +321,7 @@ def test_a_killed_run_ends_with_the_same_bytes(folder: Path, tmp_path: Path, res
 
     assert run(4).returncode == -9
     kept = list((work / "cache").glob("blip*/*.jsonl"))
-    assert len(kept) == 1
+    assert kept
     # What a kill in the middle of writing leaves: a batch without its end.
     with kept[0].open("ab") as file:
         file.write(b'\n\n["0123", "a torn li')

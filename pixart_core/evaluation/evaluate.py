@@ -11,6 +11,7 @@ from PIL import Image
 from pixart_core.artifacts.card import card_for
 from pixart_core.encoders.device import choose_device
 from pixart_core.evaluation.clip_bench import clip_results
+from pixart_core.evaluation.compbench.layout import read_any_samples
 from pixart_core.evaluation.compbench.score import score_compbench
 from pixart_core.evaluation.distance_bench import distance_results, open_reference
 from pixart_core.evaluation.feature_cache import FeatureCache
@@ -20,7 +21,7 @@ from pixart_core.evaluation.paired import pair_pictures
 from pixart_core.evaluation.pictures import Work, look, sampled_pictures
 from pixart_core.evaluation.report import write_report
 from pixart_core.evaluation.report_data import build_report
-from pixart_core.evaluation.sample_set import SampleSet, read_sample_set, read_training_run, true_scenes
+from pixart_core.evaluation.sample_set import SampleSet, read_training_run, true_scenes
 from pixart_core.evaluation.shapes_bench import shapes_results
 from pixart_core.evaluation.shapes_detect import Detection, detect_scene
 from pixart_core.launch import Processes, connect
@@ -45,13 +46,14 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
     """
     processes = connect()
     sets = [
-        read_sample_set(name, Path(str(source))).first(step.limit) for name, source in step.samples.items()
+        read_any_samples(name, Path(str(source))).first(step.limit) for name, source in step.samples.items()
     ]
     runs = [read_training_run(name, Path(str(source))) for name, source in step.runs.items()]
     if "shapes" in step.bench:
         for samples in sets:
             true_scenes(samples)  # refuses prompts without ground truth before the long work
-    networks = load_networks(step, choose_device(step.device, processes.local_rank))
+    device = choose_device(step.device, processes.local_rank)
+    networks = load_networks(step, device)
     root = cache_folder(step, output)
     works: dict[str, Work] = {
         extractor.id: (extractor, FeatureCache(root, extractor.id, extractor.dimensions))
@@ -74,9 +76,16 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
         clip_results(outcome, step, sets, digests, networks.clip, works[networks.clip.images.id][1], root)
     if "compbench" in step.bench:
         for samples in sets:
-            outcome.add_compbench(
-                samples, score_compbench(samples, step.compbench, root / "compbench", progress)
+            scored = score_compbench(
+                samples,
+                step.compbench,
+                root,
+                progress,
+                device=device,
+                batch_size=step.batch_size,
+                seed=step.seed,
             )
+            outcome.add_compbench(samples, scored)
     pair_pictures(outcome, step, sets)
     result = _report(outcome, step, sets, runs, output)
     processes.wait()

@@ -73,6 +73,3 @@ class CompBenchOptions(Strict):
     official_layout: str | None = Field(
         None, description="Also write the images there as the benchmark's own code lays them out."
     )
-    batch_size: PositiveInt = 16
-    device: str | None = None
-    seed: int = Field(0, ge=0, description="Of the shuffled prompts of the null.")

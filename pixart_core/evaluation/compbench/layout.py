@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixart_core.artifacts.card import Card, fingerprint
+from pixart_core.artifacts.card import Card, fingerprint, read_card
 from pixart_core.artifacts.publish import staged_folder
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.errors import UserError
 from pixart_core.evaluation.compbench.prompts import Prompt, prompt_key
-from pixart_core.evaluation.sample_set import SampleSet
+from pixart_core.evaluation.sample_set import SampleSet, read_sample_set
 from pixart_core.recipe.compbench import CATEGORIES
 
 SAMPLES = "samples"
@@ -73,6 +73,17 @@ def _by_text(samples: SampleSet, key: Callable[[str], str]) -> Callable[[str, st
 def is_official_layout(folder: Path) -> bool:
     """Whether `folder` holds images of some category as the benchmark's own code lays them out."""
     return any((folder / category / SAMPLES).is_dir() for category in CATEGORIES)
+
+
+def read_any_samples(name: str, folder: Path) -> SampleSet:
+    """What `pixart sample` made, or the benchmark's own folders of images.
+
+    Raises:
+        UserError: as `read_sample_set` and `read_official_layout`.
+    """
+    if read_card(folder) is None and is_official_layout(folder):
+        return read_official_layout(name, folder)
+    return read_sample_set(name, folder)
 
 
 def read_official_layout(name: str, folder: Path) -> SampleSet:

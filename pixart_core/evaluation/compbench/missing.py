@@ -18,7 +18,8 @@ NEEDS_BOXES = ("spatial", "3d_spatial", "numeracy", "complex")
 NEEDS_DEPTH = ("3d_spatial",)
 NEEDS_READER = (*ATTRIBUTES, "spatial", "3d_spatial", "complex")
 _KNOWN_SIZES = {
-    "openai/clip-vit-base-patch32": "610 MB",
+    "openai/clip-vit-base-patch32": "605 MB",
+    "google-bert/bert-base-uncased": "less than 1 MB",
     "Salesforce/blip-vqa-base": "1.5 GB",
     "Salesforce/blip-vqa-capfilt-large": "1.5 GB",
     "Intel/dpt-hybrid-midas": depth.SIZE,
@@ -83,8 +84,17 @@ def model_is_missing(
     part: str, source: str, needed: tuple[str, ...], categories: Collection[str], error: UserError
 ) -> Missing:
     """A model of the hub could not be had."""
-    size = _KNOWN_SIZES.get(source, "size unknown")
-    return Missing(f"{part} ({source})", _of(needed, categories), size, f"{error}")
+    return Missing(f"{part} ({source})", _of(needed, categories), size_of(source), f"{error}")
+
+
+def prompts_are_missing(categories: Collection[str], error: UserError) -> Missing:
+    """Neither a folder of prompts nor the data set of the hub is here."""
+    return Missing("prompts", tuple(categories), "less than 1 MB", f"{error}")
+
+
+def size_of(source: str) -> str:
+    """Of the download of a model, in words."""
+    return _KNOWN_SIZES.get(source, "size unknown")
 
 
 def images_are_missing(categories: Collection[str]) -> Missing:

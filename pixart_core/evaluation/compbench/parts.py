@@ -31,10 +31,14 @@ class Parts:
 
     Attributes:
         missing: what was asked for and is not here, by part.
+        batch_size: images, or questions, at a time.
     """
 
-    def __init__(self, options: CompBenchOptions, categories: Collection[str], device: torch.device) -> None:
+    def __init__(
+        self, options: CompBenchOptions, categories: Collection[str], device: torch.device, batch_size: int
+    ) -> None:
         self.missing: dict[str, Missing] = {}
+        self.batch_size = batch_size
         self._options = options
         self._categories = categories
         self._device = device
@@ -60,7 +64,7 @@ class Parts:
         def load() -> BlipVqa:
             assert source is not None
             model, tokenizer = load_blip(source, options.blip_tokenizer)
-            return BlipVqa(model, tokenizer, self._device, options.batch_size)
+            return BlipVqa(model, tokenizer, self._device, self.batch_size)
 
         return self._load(
             "blip",

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pixart_core.encoders.device import choose_device
 from pixart_core.evaluation.compbench.attributes import attribute_protocol, attribute_scores
 from pixart_core.evaluation.compbench.layout import (
@@ -41,12 +43,21 @@ Scorer = tuple[Score, Protocol, Ceiling | None]
 
 
 def score_compbench(
-    samples: SampleSet, options: CompBenchOptions, cache: Path, progress: Progress
+    samples: SampleSet,
+    options: CompBenchOptions,
+    cache: Path,
+    progress: Progress,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Score `samples` in every category that has prompts among them and weights at hand.
 
     Args:
         cache: folder of scores by image, to which this adds; a killed run continues from it.
+        device: default: the best there is.
+        seed: of the shuffled prompts of the null.
 
     Returns:
         "categories": {category: {"protocol": id, "comparable": whether published numbers are of it,
@@ -66,7 +77,7 @@ def score_compbench(
     images = images_of_prompts(samples, prompts)
     if options.official_layout is not None:
         _export(samples, images, Path(options.official_layout).expanduser(), progress)
-    parts = Parts(options, tuple(images), choose_device(options.device))
+    parts = Parts(options, tuple(images), device or choose_device(None), batch_size)
     ready = _ready(parts, tuple(images))
     missing = [part.as_json() for part in parts.missing.values()]
     absent = [category for category in options.categories if category not in images]
@@ -77,7 +88,7 @@ def score_compbench(
         )
     categories = {}
     for category in ready:
-        work = Work.of(samples, images[category], prompts[category], options.seed)
+        work = Work.of(samples, images[category], prompts[category], seed)
         score, protocol, ceiling = _scorer(work, parts, options, cache, progress)
         categories[category] = summarise(
             work.images,
@@ -129,7 +140,7 @@ def _scorer(work: Work, parts: Parts, options: CompBenchOptions, cache: Path, pr
             found = numeracy_scores(work, parts.boxes, cache, progress)
             return _of_objects(found, object_protocol(parts.boxes, "numeracy", ""))
         case "non_spatial":
-            score = similarity_scores(work, parts.clip, None, cache, options.batch_size, progress)
+            score = similarity_scores(work, parts.clip, None, cache, parts.batch_size, progress)
             return score, similarity_protocol(parts.clip), None
         case "complex":
             return _three_in_one(work, parts, options, cache, progress)
@@ -145,7 +156,7 @@ def _attributes(
     work: Work, parts: Parts, options: CompBenchOptions, cache: Path, progress: Progress
 ) -> Scorer:
     phrases = options.noun_phrases
-    score = attribute_scores(work, parts.blip, parts.reader, phrases, cache, options.batch_size, progress)
+    score = attribute_scores(work, parts.blip, parts.reader, phrases, cache, parts.batch_size, progress)
     return score, attribute_protocol(parts.blip, phrases, parts.reader), None
 
 
@@ -155,7 +166,7 @@ def _three_in_one(
     """3-in-1: the mean of those of attributes A, places S and actions C that the prompt speaks of."""
     attributes, protocol, _ = _attributes(work, parts, options, cache, progress)
     places = spatial_scores(work, parts.reader, parts.boxes, cache, progress).score
-    actions = similarity_scores(work, parts.clip, parts.reader, cache, options.batch_size, progress)
+    actions = similarity_scores(work, parts.clip, parts.reader, cache, parts.batch_size, progress)
     others = [object_protocol(parts.boxes, "2d", ""), similarity_protocol(parts.clip)]
 
     def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
