@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from training_ranks import Launcher
 
 from pixart_core.recipe.optimizers import AdamWOptions, CameOptions, MuonOptions
+from pixart_core.recipe.token_routing import TokenRouting
 from pixart_core.recipe.training import ModelOptions, TrainStep
 from pixart_core.training.parallel import reducing
 from pixart_core.training.state import saved_states
@@ -23,7 +24,12 @@ MODEL = ModelOptions(num_layers=2, num_attention_heads=2, attention_head_dim=8, 
 CLASSES = MODEL.model_copy(update={"conditioning": "class"})
 KINDS: dict[str, dict[str, Any]] = {
     "text, muon": {"optimizer": MuonOptions(), "caption_dropout": 0.3},
-    "class, adamw": {"optimizer": AdamWOptions(), "model": CLASSES, "caption_dropout": 0.3},
+    "class, adamw": {
+        "optimizer": AdamWOptions(),
+        "model": CLASSES,
+        "caption_dropout": 0.3,
+        "token_routing": TokenRouting(start_block=0, end_block=1, off_for_last=0.3),
+    },
 }
 
 
@@ -81,6 +87,7 @@ def assert_same_training(run: Path, other: Path, weight_error: float = 2e-6) -> 
     """
     assert [row["step"] for row in rows(run)] == [row["step"] for row in rows(other)] == [1, 2, 3, 4, 5, 6]
     for one, two in zip(rows(run), rows(other), strict=True):
+        assert one["lr"] == two["lr"]
         assert one["loss"] == pytest.approx(two["loss"], rel=2e-6)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=2e-5)
     expected = weights(other)
