@@ -157,10 +157,10 @@ def load_model(kind: Any, source: str, part: str, bench: str, device: torch.devi
     try:
         where = locate(source, part)
     except UserError as error:
-        size = f", {SIZES[source]}" if source in SIZES else ""
+        size = f" ({SIZES[source]})" if source in SIZES else ""
+        reason = str(error).removeprefix(f"{part} {source!r}: ")
         raise UserError(
-            f"bench {bench} needs the weights {source} ({part}{size}): {error}; download them where there is "
-            f"network and give the folder"
+            f"bench {bench} needs {source}{size}: {reason}; give a folder of its download"
         ) from error
     with loading(source, part):
         model, info = kind.from_pretrained(**where, output_loading_info=True)

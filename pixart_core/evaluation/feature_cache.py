@@ -72,13 +72,16 @@ class FeatureCache:
             if self._own is None:
                 self._own = self.folder / f"{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
             with self._own.open("ab") as file:
+                start = file.tell() + len(header) + keys.nbytes
                 file.write(header + payload)
+            # From now on read from the disk: a run over all of COCO shall not fill the memory.
+            stored = np.memmap(self._own, "<f4", "r", start, (len(keys), self.dimensions))
         except OSError as error:
             raise PixartError(
                 f"cannot write the feature cache {self.folder}: {error.strerror or error}"
             ) from error
         for at, key in enumerate(keys):
-            self._rows[int(key)] = values, at
+            self._rows[int(key)] = stored, at
 
     def gather(self, digests: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """The rows of `digests` as float64; all must be there."""
