@@ -52,14 +52,14 @@ def test_kept_tokens_take_all_blocks_and_the_others_skip_those_in_the_middle(
     latents, timesteps, given = inputs(model.config)
     plain = TransformerBlock.forward
 
-    def routed_by_hand(block, x, *conditions):
+    def routed_by_hand(block, x, *conditions, **options):
         """Picture by picture, with lists of tokens."""
         if list(model.transformer_blocks).index(block) not in ROUTED:
-            return plain(block, x, *conditions)
+            return plain(block, x, *conditions, **options)
         whole = x.clone()
         for picture, kept in enumerate(KEPT.tolist()):
             own = [c[picture : picture + 1] for c in conditions]
-            whole[picture, kept] = plain(block, x[picture : picture + 1, kept], *own)[0]
+            whole[picture, kept] = plain(block, x[picture : picture + 1, kept], *own, **options)[0]
         return whole
 
     with torch.no_grad():
