@@ -270,4 +270,4 @@ def test_blocks_that_a_model_has_not_are_one_clear_error(tmp_path, routing, mess
     )
     with pytest.raises(UserError, match=message):
         run_training(step, tmp_path / "run", Silent())
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run/recipe.yaml").exists()
