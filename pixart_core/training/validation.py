@@ -114,7 +114,7 @@ class ValidationLoss:
                 self._share(run, total)
         except Exception as error:
             failure = error
-        if on_any(run.accelerator, failure is not None):  # all go on together
+        if any(on_any(run.accelerator, failure is not None)):  # all go on together
             raise PixartError(f"{failure or 'another process failed'}") from failure
         if run.accelerator.num_processes == 1:
             return total
