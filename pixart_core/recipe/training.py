@@ -44,7 +44,11 @@ class TrainStep(Strict):
     lr_min_fraction: Fraction = Field(
         0.0, description="Where linear and cosine end, as a share of learning_rate."
     )
-    optimizer: OptimizerOptions = AdamWOptions()
+    optimizer: OptimizerOptions = Field(
+        AdamWOptions(),
+        description="kind: adamw, adamw8bit, came or muon, each with options of its own: optimizer.kind=muon, "
+        "'optimizer={kind: came}'.",
+    )
     max_grad_norm: PositiveFloat = 0.01
     ema_decay: Fraction = Field(0.9999, description="0 publishes the weights as trained.")
     offload_ema: bool = Field(
