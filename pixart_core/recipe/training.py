@@ -46,8 +46,8 @@ class TrainStep(Strict):
     )
     optimizer: OptimizerOptions = Field(
         AdamWOptions(),
-        description="kind: adamw, adamw8bit, came or muon, each with options of its own: optimizer.kind=muon, "
-        "'optimizer={kind: came}'.",
+        description="kind: adamw, adamw8bit, came or muon, each with options of its own: "
+        "optimizer.kind=muon, 'optimizer={kind: came}'.",
     )
     max_grad_norm: PositiveFloat = 0.01
     ema_decay: Fraction = Field(0.9999, description="0 publishes the weights as trained.")
