@@ -16,7 +16,8 @@ Mfu = Annotated[
     typer.Option(help="With --dry-run: share of the peak FLOP/s, 0 to 1 (plan.mfu).", show_default=False),
 ]
 Price = Annotated[
-    float | None, typer.Option(help="With --dry-run: USD per GPU-hour (plan.price).", show_default=False)
+    float | None,
+    typer.Option(help="USD per GPU-hour (plan.price), for the plan and the progress.", show_default=False),
 ]
 
 

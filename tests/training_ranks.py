@@ -47,6 +47,8 @@ def main() -> None:
     import torch.distributed.fsdp
     import torch.distributed.tensor
 
+    import pixart_core.sampling.validation  # noqa: F401 (what children would import, each for itself)
+
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -67,7 +69,9 @@ def launch(job: dict[str, Any]) -> dict[str, Any]:
 
 def work(job: dict[str, Any], rank: int, report: Path) -> None:
     """What one process does, and what it tells of it."""
+    from pixart_core.conversion.initial import open_painter
     from pixart_core.training import told_once
+    from pixart_core.training.initial import read_folder
     from pixart_core.training.loop import run_training
 
     told_once.PATIENCE = 1.0  # those who are killed say nothing, however long one waits
@@ -75,7 +79,8 @@ def work(job: dict[str, Any], rank: int, report: Path) -> None:
     progress = Faulty(*job.get("faults", {}).get(str(rank), ("none", -1)))
     ended: dict[str, Any] = {}
     try:
-        ended["result"] = run_training(TrainStep(**job["step"]), Path(job["output"]), progress)
+        step, output = TrainStep(**job["step"]), Path(job["output"])
+        ended["result"] = run_training(step, output, progress, read_folder, open_painter)
     except BaseException as error:
         ended |= {"error": type(error).__name__, "message": str(error)}
     report.write_text(json.dumps(ended | {"said": progress.said}))

@@ -88,6 +88,8 @@ def train(
         changes += plan_overrides(gpu, mfu, price)
         loaded = load_recipe(recipe, [*(overrides or []), *changes], focus=focus)
         name, chosen = select_step(loaded, TrainStep, step)
+        if chosen.price is None:
+            chosen = chosen.model_copy(update={"price": loaded.plan.price})
         root = Path(loaded.output or f"runs/{loaded.name}")
         resolved = resolve_sources(chosen, root)
         missing = _missing(loaded, recipe, chosen, root)

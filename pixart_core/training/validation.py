@@ -19,7 +19,7 @@ from pixart_core.seeding import derive_seed
 from pixart_core.training.averaged import evaluating
 from pixart_core.training.batches import TrainingBatch, make_batch
 from pixart_core.training.log import append_row, forget_after
-from pixart_core.training.processes import failing_together, on_any
+from pixart_core.training.processes import all_told, failing_together
 from pixart_core.training.run import Run
 from pixart_core.training.start import check_fit
 from pixart_core.training.step import StepStats
@@ -108,14 +108,15 @@ class ValidationLoss:
             PixartError: it failed on some process.
         """
         total = torch.zeros(self.samples, self.options.bands, dtype=torch.float64)
-        failure: Exception | None = None
+        failure: str | None = None
         try:
             with evaluating(run.model, run.ema if weights == "ema" else None):
                 self._share(run, total)
         except Exception as error:
-            failure = error
-        if any(on_any(run.accelerator, failure is not None)):  # all go on together
-            raise PixartError(f"{failure or 'another process failed'}") from failure
+            failure = str(error) or type(error).__name__
+        for told in all_told(run.accelerator, failure):
+            if told is not None:  # in one process or another: all go on together
+                raise PixartError(told)
         if run.accelerator.num_processes == 1:
             return total
         # The others hold zeros where one holds a loss: this sum rounds nothing.

@@ -8,6 +8,7 @@ from pixart_core.errors import UserError
 from pixart_core.training.page import PAGE, Page
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
+from pixart_core.training.told_once import Ending
 from pixart_core.training.trackers import CsvFiles, TrackerOf
 from pixart_core.training.validation import ValidationLoss
 from pixart_core.training.validation_images import OpenPainter, ValidationImages
@@ -37,7 +38,8 @@ class Watcher(Protocol):
 class Guarded:
     """A watcher whose failures are told, once each, and end nothing.
 
-    Only a user's mistake ends a run, and only one that has not begun: it costs nothing then.
+    Only a user's mistake ends a run, and only one that has not begun: it costs nothing then. That another
+    process is gone is no failure of the watcher.
     """
 
     def __init__(self, watcher: Watcher, name: str) -> None:
@@ -69,7 +71,7 @@ class Guarded:
         try:
             yield
         except Exception as error:
-            if strict and isinstance(error, UserError):
+            if (strict and isinstance(error, UserError)) or Ending.of(error).kind == "lost":
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
             if lines[0] not in self.told:
