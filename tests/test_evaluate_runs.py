@@ -158,6 +158,54 @@ def test_every_result_stands_under_its_protocol_and_pairs_are_compared(
     assert "not distinguishable" in page.text
 
 
+def test_compbench_has_its_tables_galleries_pairs_and_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    def scored(samples: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        good = samples.name == "new"
+        prompts = [
+            {
+                "prompt": sample.prompt,
+                "score": 0.5 + 0.3 * good + 0.001 * number,
+                "null": 0.1,
+                "images": [
+                    {
+                        "file": sample.file,
+                        "score": 0.5 + 0.3 * good + 0.001 * number,
+                        "reasons": [f"<b>no</b> fox {number}"],
+                    }
+                ],
+            }
+            for number, sample in enumerate(samples.samples)
+        ]
+        result = {"protocol": "compbench/blip480-np8@1", "comparable": False, "partial": True, "n": 24}
+        result |= {"score": 0.5, "ci95": [0.4, 0.6], "null": 0.1, "score_minus_null": 0.4, "n_prompts": 24}
+        result |= {"score_minus_null_ci95": [0.3, 0.5], "ceiling": 0.67, "prompts": prompts}
+        missing = {"part": "UniDet", "categories": ["spatial"], "size": "1 GB", "fix": "Give detections."}
+        return {"categories": {"color": result}, "missing": [missing]}
+
+    monkeypatch.setattr(front, "score_compbench", scored)
+    result, files = run(step(given, bench=("compbench",)), tmp_path / "report")
+    assert "prompts" not in result["metrics"]["new"]["compbench"]["categories"]["color"]
+    report = json.loads(files["report.json"])
+    gallery = report["galleries"]["new"]["compbench/blip480-np8@1 color"]
+    assert [entry["score"] for entry in gallery["worst"]] == pytest.approx(
+        [0.8 + 0.001 * i for i in range(6)]
+    )
+    assert gallery["best"][0]["score"] == pytest.approx(0.823)
+    (pair,) = report["paired"]
+    assert pair["difference"] == pytest.approx(0.3)
+    page = Page(files["report.html"].decode())
+    text = " ".join(page.text.split())
+    assert "color † compbench/blip480-np8@1" in text
+    assert "spatial: UniDet (1 GB). Give detections." in text
+    assert "<b>no</b> fox 0" in text
+    assert (
+        "which does not belong into this table: protocol compbench/blip480-np8@1 is not the official" in text
+    )
+    assert "UniDet" in files["report.md"].decode()
+
+
 def test_fid_is_called_so_with_the_published_weights_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from pixart_core.artifacts.publish import write_json, write_text
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.evaluation.charts import loss_chart
+from pixart_core.evaluation.guidance_curve import curve_chart
 from pixart_core.evaluation.report_data import EXPLANATIONS
 from pixart_core.evaluation.report_markdown import markdown
 from pixart_core.evaluation.report_sections import clip_tables, compbench_tables, distance_tables
@@ -66,6 +67,7 @@ def render_page(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> str:
         distances=distance_tables(report["metrics"]),
         clips=clip_tables(report["metrics"]),
         compbench=compbench_tables(report["metrics"]),
+        curves=[curve | {"chart": Markup(curve_chart(curve))} for curve in report["curves"]],
         galleries=_gallery_pictures(report, sets),
         shown=SHOWN,
     )

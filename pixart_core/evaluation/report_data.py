@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pixart_core.artifacts.card import Card
+from pixart_core.evaluation.guidance_curve import guidance_curves
 from pixart_core.evaluation.outcome import Outcome, Verdict
 from pixart_core.evaluation.report_sections import clip_tables, galleries, paper_tables
 from pixart_core.evaluation.sample_set import SampleSet, TrainingRun
@@ -56,6 +57,7 @@ def build_report(
         },
         "reference": outcome.reference,
         "paired": outcome.paired,
+        "curves": guidance_curves(metrics, sets),
         "galleries": galleries(outcome),
         "prompts": outcome.prompts,
         "missing": outcome.missing,
