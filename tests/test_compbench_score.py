@@ -256,11 +256,13 @@ def test_missing_parts_are_named_with_sizes_and_the_rest_is_scored(folder: Path,
 
 def test_categories_without_images_are_missing_too(folder: Path, tmp_path: Path) -> None:
     samples = write_samples(tmp_path / "samples", {"non_spatial": PROMPTS["non_spatial"]})
-    chosen = options(folder, categories=("color", "non_spatial"), blip=None)
+    chosen = options(folder, categories=("color", "spatial", "non_spatial"), blip=None)
     scored = score_compbench(samples, chosen, folder / "cache", Silent())
     assert list(scored["categories"]) == ["non_spatial"]
+    # Images alone would not do for color.
     assert [(part["part"], part["categories"]) for part in scored["missing"]] == [
-        ("images of their prompts", ["color"])
+        ("BLIP-VQA weights (model_base_vqa_capfilt_large.pth)", ["color"]),
+        ("images of their prompts", ["spatial"]),
     ]
 
 

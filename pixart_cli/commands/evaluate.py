@@ -1,7 +1,7 @@
 """`pixart evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,13 +18,20 @@ from pixart_core.recipe.schema import EvaluateStep
     "pixart evaluate --bench shapes --samples samples/quickstart",
     "pixart evaluate --bench fid clip compbench --samples new=samples/b --samples old=samples/a "
     "--reference coco/val2014 inception=pt_inception-2015-12-05-6726825d.pth",
+    "pixart evaluate --bench compbench compbench.blip=model_base_vqa_capfilt_large.pth",
     "pixart evaluate --samples samples/quickstart runs.stage2=runs/quickstart/stage2 bootstrap=2000",
     fields_of=EvaluateStep,
 )
 def evaluate(
     samples: Annotated[
-        list[str], typer.Option(metavar="[NAME=]DIR", help="Output of pixart sample; may be repeated.")
-    ],
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="Output of pixart sample; may be repeated. With bench compbench alone: default, the newest "
+            "checkpoint below runs/ is sampled.",
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     bench: Annotated[
         list[str] | None,
@@ -49,15 +56,22 @@ def evaluate(
 ) -> None:
     """Score generated images and write a report."""
     with user_errors():
-        named = _named(samples)
         benches, given = _benches(bench or [], overrides or [])
-        values = {
-            "samples": named,
+        values: dict[str, Any] = {
             "bench": benches or None,
             "reference": reference,
             "limit": limit,
             "seed": seed,
         }
+        if not samples:
+            from pixart_cli.newest_checkpoint import sample_newest
+
+            found = sample_newest(benches, values, given, as_json=as_json, dry_run=dry_run)
+            if found is None:
+                return
+            samples, values["limit"] = [found], None
+        named = _named(samples)
+        values = {"samples": named} | values
         flags = {field: f"--{field}" for field in values}
         step = step_from_options(EvaluateStep, values, given, flags)
         execute("evaluate", step, output, "-".join(named), as_json=as_json, dry_run=dry_run)

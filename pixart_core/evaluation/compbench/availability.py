@@ -1,7 +1,6 @@
 """What T2I-CompBench would have to fetch, and what it cannot have here, without loading any of it."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 from pixart_core.encoders.pretrained import locate
@@ -46,15 +45,15 @@ def absent_parts(options: CompBenchOptions) -> tuple[list[Missing], list[Downloa
     if _any(missing.NEEDS_BLIP, categories):
         _look_for_blip(options, found)
     if _any(missing.NEEDS_CLIP, categories):
-        _look(found, "CLIP", options.clip, missing.NEEDS_CLIP, categories)
+        _look(found, "CLIP", options.clip, missing.NEEDS_CLIP, categories, "clip")
     if _any(missing.NEEDS_BOXES, categories):
         if options.detector != "unidet-json":
             source = options.detector_model or DEFAULTS[options.detector]
-            _look(found, "detector", source, missing.NEEDS_BOXES, categories)
+            _look(found, "detector", source, missing.NEEDS_BOXES, categories, "detector_model")
         elif options.detections is None:
             found.missing.append(missing.detections_are_not_named(categories))
     if _any(missing.NEEDS_DEPTH, categories):
-        _look(found, "depth model", options.depth, missing.NEEDS_DEPTH, categories)
+        _look(found, "depth model", options.depth, missing.NEEDS_DEPTH, categories, "depth")
     return found.missing, found.downloads
 
 
@@ -62,9 +61,10 @@ def _look_for_blip(options: CompBenchOptions, found: _Found) -> None:
     if options.blip is None:
         found.missing.append(missing.blip_is_not_named(options.categories))
         return
-    _look(found, "BLIP-VQA", options.blip, missing.NEEDS_BLIP, options.categories)
+    _look(found, "BLIP-VQA", options.blip, missing.NEEDS_BLIP, options.categories, "blip")
     if Path(options.blip).expanduser().is_file():
-        _look(found, "vocabulary of BLIP-VQA", options.blip_tokenizer, missing.NEEDS_BLIP, options.categories)
+        needed, source = missing.NEEDS_BLIP, options.blip_tokenizer
+        _look(found, "vocabulary of BLIP-VQA", source, needed, options.categories, "blip_tokenizer")
 
 
 def _look(
@@ -73,14 +73,14 @@ def _look(
     source: str,
     needed: tuple[str, ...],
     categories: tuple[str, ...],
-    find: Callable[..., object] = locate,
+    option: str,
 ) -> None:
     if Path(source).expanduser().exists():
         return
     try:
-        find(source, part)
+        locate(source, part)
     except UserError as error:
-        found.missing.append(missing.model_is_missing(part, source, needed, categories, error))
+        found.missing.append(missing.model_is_missing(part, source, needed, categories, option, error))
         return
     if not _is_cached(source):
         found.downloads.append(Download(part, source, missing.size_of(source)))

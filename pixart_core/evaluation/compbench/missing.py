@@ -70,6 +70,16 @@ def detections_are_not_named(categories: Collection[str]) -> Missing:
     )
 
 
+def unnamed_parts(options: CompBenchOptions) -> list[Missing]:
+    """What `options` leave out that has no default, for all their categories."""
+    found = []
+    if options.blip is None:
+        found.append(blip_is_not_named(options.categories))
+    if options.detector == "unidet-json" and options.detections is None:
+        found.append(detections_are_not_named(options.categories))
+    return [part for part in found if part.categories]
+
+
 def reader_is_missing(categories: Collection[str], error: UserError) -> Missing:
     """Neither spaCy's English pipeline nor TextBlob is installed."""
     return Missing(
@@ -81,10 +91,20 @@ def reader_is_missing(categories: Collection[str], error: UserError) -> Missing:
 
 
 def model_is_missing(
-    part: str, source: str, needed: tuple[str, ...], categories: Collection[str], error: UserError
+    part: str,
+    source: str,
+    needed: tuple[str, ...],
+    categories: Collection[str],
+    option: str,
+    error: UserError,
 ) -> Missing:
-    """A model of the hub could not be had."""
-    return Missing(f"{part} ({source})", _of(needed, categories), size_of(source), f"{error}")
+    """A model of the hub could not be had.
+
+    Args:
+        option: that names it.
+    """
+    fix = f"{error}. Download it where there is network, and give compbench.{option}=FOLDER"
+    return Missing(f"{part} ({source})", _of(needed, categories), size_of(source), fix)
 
 
 def prompts_are_missing(categories: Collection[str], error: UserError) -> Missing:

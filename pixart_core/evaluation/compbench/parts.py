@@ -20,6 +20,7 @@ from pixart_core.evaluation.compbench.missing import Missing
 from pixart_core.recipe.compbench import CompBenchOptions
 
 T = TypeVar("T")
+_OPTIONS = {"clip": "clip", "boxes": "detector_model", "depth": "depth"}
 
 
 class PartIsMissingError(Exception):
@@ -31,6 +32,7 @@ class Parts:
 
     Attributes:
         missing: what was asked for and is not here, by part.
+        unnamed: those of `missing` that no option names.
         batch_size: images, or questions, at a time.
     """
 
@@ -38,6 +40,7 @@ class Parts:
         self, options: CompBenchOptions, categories: Collection[str], device: torch.device, batch_size: int
     ) -> None:
         self.missing: dict[str, Missing] = {}
+        self.unnamed: set[str] = set()
         self.batch_size = batch_size
         self._options = options
         self._categories = categories
@@ -59,6 +62,7 @@ class Parts:
         options = self._options
         source = options.blip
         if source is None:
+            self.unnamed.add("blip")
             self._miss("blip", missing.blip_is_not_named(self._categories))
 
         def load() -> BlipVqa:
@@ -70,7 +74,7 @@ class Parts:
             "blip",
             load,
             lambda error: missing.model_is_missing(
-                "BLIP-VQA", source, missing.NEEDS_BLIP, self._categories, error
+                "BLIP-VQA", source, missing.NEEDS_BLIP, self._categories, "blip", error
             ),
             # The official file needs a tokenizer of the hub beside it.
             is_local=Path(source).is_dir() or Path(options.blip_tokenizer).is_dir(),
@@ -94,6 +98,7 @@ class Parts:
         kind = options.detector
         if kind == "unidet-json":
             if options.detections is None:
+                self.unnamed.add("boxes")
                 self._miss("boxes", missing.detections_are_not_named(self._categories))
             return read_detections(Path(options.detections).expanduser())
 
@@ -119,7 +124,9 @@ class Parts:
         return self._load(
             key,
             load,
-            lambda error: missing.model_is_missing(part, source, needed, self._categories, error),
+            lambda error: missing.model_is_missing(
+                part, source, needed, self._categories, _OPTIONS[key], error
+            ),
             is_local=Path(source).expanduser().exists(),
         )
 

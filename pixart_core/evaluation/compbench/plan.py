@@ -62,9 +62,8 @@ class CompBenchPlan:
         """For a person."""
         found = [f"newest checkpoint: {self.checkpoint} (finished {self.made:%Y-%m-%d %H:%M})"]
         counts = ", ".join(f"{category} {len(texts)}" for category, texts in self.prompts.items())
-        found += [
-            f"to draw: {self.images - self.there} of {self.images} images into {self.samples} ({counts})"
-        ]
+        todo = f"{self.images - self.there} of {self.images} images into {self.samples} ({counts})"
+        found += [f"to draw: {todo if self.prompts else 'nothing, before what is missing is here'}"]
         found += [f"to download: {part.part} {part.source} ({part.size})" for part in self.downloads]
         return found + [
             f"missing: {part.part} ({part.size}), for {', '.join(part.categories)}. {part.fix}"

@@ -133,10 +133,14 @@ def _of_hub(source: str) -> Callable[[str], list[str]]:
             "the id of the data set on the hub"
         )
 
-    def read(name: str) -> list[str]:
-        import datasets  # takes seconds to import
+    import datasets  # takes seconds to import
 
+    refused = _refused_by_hub(source, Path(datasets.config.HF_DATASETS_CACHE))
+
+    def read(name: str) -> list[str]:
         try:
+            if refused is not None:
+                raise refused
             loaded: Any = datasets.load_dataset(source, name)
         except Exception as error:  # `datasets` raises a dozen kinds, network errors among them
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -149,3 +153,19 @@ def _of_hub(source: str) -> Callable[[str], list[str]]:
         return clean_lines("\n".join(str(text) for text in rows[column]))
 
     return read
+
+
+def _refused_by_hub(source: str, cache: Path) -> Exception | None:
+    """Why the hub does not give a data set that is not in the cache either.
+
+    Asked once: `datasets` would try for half a minute before it says that there is no network.
+    """
+    from huggingface_hub import HfApi
+
+    if (cache / source.replace("/", "___")).is_dir():
+        return None
+    try:
+        HfApi().dataset_info(source, timeout=20)
+    except Exception as error:  # no network, offline mode, no such data set, no access: many classes
+        return error
+    return None

@@ -1,6 +1,6 @@
 """T2I-CompBench on a sample set: every category beside its null, and what is missing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from pixart_core.evaluation.compbench.missing import (
     NEEDS_CLIP,
     NEEDS_DEPTH,
     NEEDS_READER,
+    Missing,
     images_are_missing,
     refuse_wrong_paths,
+    unnamed_parts,
 )
 from pixart_core.evaluation.compbench.object_scores import (
     Ceiling,
@@ -79,9 +81,7 @@ def score_compbench(
         _export(samples, images, Path(options.official_layout).expanduser(), progress)
     parts = Parts(options, tuple(images), device or choose_device(None), batch_size)
     ready = _ready(parts, tuple(images))
-    missing = [part.as_json() for part in parts.missing.values()]
-    absent = [category for category in options.categories if category not in images]
-    missing += [images_are_missing(absent).as_json()] if absent else []
+    missing = [part.as_json() for part in _missing(parts, options, images)]
     for part in missing:
         progress.say(
             f"compbench: {', '.join(part['categories'])}: no {part['part']} ({part['size']}). {part['fix']}"
@@ -98,6 +98,15 @@ def score_compbench(
             partial=_is_partial(work, options.images_per_prompt),
         )
     return {"categories": categories, "missing": missing}
+
+
+def _missing(parts: Parts, options: CompBenchOptions, images: Collection[str]) -> list[Missing]:
+    """Parts, also those of categories that have no images yet; then the images that alone are missing."""
+    unnamed = unnamed_parts(options)
+    found = unnamed + [part for name, part in parts.missing.items() if name not in parts.unnamed]
+    lacking = {category for part in unnamed for category in part.categories}
+    absent = [name for name in options.categories if name not in images and name not in lacking]
+    return found + ([images_are_missing(absent)] if absent else [])
 
 
 def _ready(parts: Parts, categories: Sequence[str]) -> list[str]:
