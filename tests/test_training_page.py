@@ -18,7 +18,9 @@ from pixart_core.artifacts.publish import write_text
 from pixart_core.conversion.initial import run_training
 from pixart_core.progress import Silent
 from pixart_core.training import page
+from pixart_core.training.initial import read_folder
 from pixart_core.training.page_images import spread
+from pixart_core.training.run import open_run
 
 __all__ = ["encoders"]  # a fixture
 
@@ -143,6 +145,14 @@ def test_a_page_changes_nothing_that_is_trained(tmp_path: Path, store: Path) -> 
         assert (tmp_path / name / "training.html").exists() == shown
     file = "transformer/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_lost_steps_are_shown(tmp_path: Path, store: Path) -> None:
+    run = open_run(make_step(store), tmp_path / "run", Silent(), read_folder)
+    row = {"step": 10, "loss": 1.0}
+    assert "Lost steps" not in {tile["name"] for tile in page._tiles(run, row, [])}
+    tiles = page._tiles(run, row | {"lost_steps": 3}, [])
+    assert [tile["figure"] for tile in tiles if tile["name"] == "Lost steps"] == ["3"]
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 5), (5, 5), (6, 5), (1000, 12)])

@@ -149,6 +149,8 @@ def _tiles(run: Run, row: Mapping[str, Any], validated: list[dict[str, Any]]) ->
     epochs = images / max(1, sum(run.store.buckets.values()))
     tiles.append(("Images seen", short(images), f"{epochs:,.3g} times the data"))
     tiles.append(("Time", duration(run.counters.seconds), "in training, all sittings"))
+    if row.get("lost_steps"):
+        tiles.append(("Lost steps", short(row["lost_steps"]), "not finite: see failures.jsonl"))
     if "usd" in pace:
         tiles.append(("Cost", f"{pace['usd']:,.2f} USD", f"at {run.step.price:g} USD an hour"))
     return [dict(zip(("name", "figure", "note"), tile, strict=True)) for tile in tiles]
