@@ -1,12 +1,19 @@
 """The transformer block of PixArt and DiT, and what modulates it (paper, Figure 4, middle and right)."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixart_core.models.checkpointing import Checkpointing, run_checkpointed
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import condition_embedding
 from pixart_core.models.layers import Attention, FeedForward, modulate, modulation_table, normalize
+
+# (block, checkpointing, *inputs of its layers) to their output
+RunLayers: TypeAlias = Callable[..., Tensor]
 
 
 class AdaLNSingle(nn.Module):
@@ -37,7 +44,13 @@ class AdaLN(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the caption (text only), feed-forward (Figure 4, middle)."""
+    """Self-attention, cross-attention to the caption (text only), feed-forward (Figure 4, middle).
+
+    Attributes:
+        compiled: what runs instead of `run_layers`; see `compile_blocks`.
+    """
+
+    compiled: RunLayers | None = None
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -68,7 +81,21 @@ class TransformerBlock(nn.Module):
         condition: Tensor,
         text: Float[Tensor, "b l d"] | None = None,
         text_bias: Float[Tensor, "b 1 1 l"] | None = None,
+        *,
+        checkpointing: Checkpointing = "none",
     ) -> Float[Tensor, "b n d"]:
+        """The block's output; `checkpointing` is the mode of `run_checkpointed`."""
+        run = run_layers if self.compiled is None else self.compiled
+        return run(self, checkpointing, x, condition, text, text_bias)
+
+    def layers(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Tensor,
+        text: Float[Tensor, "b l d"] | None,
+        text_bias: Float[Tensor, "b 1 1 l"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """What a block computes."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = (
             self.modulation(condition).to(x.dtype).chunk(6, dim=1)
         )  # each (b, 1, d)
@@ -76,3 +103,8 @@ class TransformerBlock(nn.Module):
         if text is not None:
             x = x + self.attn2(x, text, text_bias)
         return x + gate_mlp * self.ff(modulate(normalize(x, self.mlp_norm_eps), shift_mlp, scale_mlp))
+
+
+def run_layers(block: TransformerBlock, checkpointing: Checkpointing, *inputs: Tensor | None) -> Tensor:
+    """`block.layers(*inputs)`, checkpointed: what is compiled, so that the compiler knows what to keep."""
+    return run_checkpointed(block.layers, *inputs, mode=checkpointing)

@@ -1,10 +1,11 @@
 """Gradient checkpointing: what the backward pass computes again instead of keeping."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = Literal["none", "selective", "full"]
@@ -24,14 +25,16 @@ KEPT_OPERATIONS = [
 _keep_products = functools.partial(create_selective_checkpoint_contexts, KEPT_OPERATIONS)
 
 
-def run_checkpointed(block: nn.Module, *inputs: Any, mode: Checkpointing) -> Tensor:
-    """`block(*inputs)`, its inside forgotten until the backward pass.
+def run_checkpointed(function: Callable[..., Tensor], *inputs: Any, mode: Checkpointing) -> Tensor:
+    """`function(*inputs)`, its inside forgotten until the backward pass.
 
-    "full" keeps the inputs alone and runs the whole block again; "selective" also keeps the results of
-    `KEPT_OPERATIONS` and runs norms, modulation and GELU again (Korthikanti et al., 2022). Gradients are
-    those of "none", bit for bit where the operations are deterministic.
+    "none" keeps everything. "full" keeps the inputs alone and runs the whole function again; "selective"
+    also keeps the results of `KEPT_OPERATIONS` and runs norms, modulation and GELU again (Korthikanti et
+    al., 2022). Gradients are those of "none", bit for bit where the operations are deterministic.
     """
+    if mode == "none" or not torch.is_grad_enabled():
+        return function(*inputs)
     if mode == "selective":
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=_keep_products)
+        return checkpoint(function, *inputs, use_reentrant=False, context_fn=_keep_products)
     assert mode == "full", mode
-    return checkpoint(block, *inputs, use_reentrant=False)
+    return checkpoint(function, *inputs, use_reentrant=False)

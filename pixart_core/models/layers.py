@@ -54,7 +54,9 @@ def attend(
     """
     if q.device.type == "cpu" and q.shape[-2] * k.shape[-2] <= 2**16:
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
-        if scores.shape[-1] % 32:  # torch takes what does not fill a vector of bf16 one by one
+        if (
+            scores.shape[-1] % 32 and not torch.compiler.is_compiling()
+        ):  # torch takes what does not fill a vector of bf16 one by one
             scores = scores.float()
         if bias is not None:
             scores = scores + bias.to(scores.dtype)

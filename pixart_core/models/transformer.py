@@ -6,13 +6,12 @@ there are. Text with adaln_single is PixArt, class with adaln is DiT; the other 
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart_core.models.block import AdaLNSingle, TransformerBlock
-from pixart_core.models.checkpointing import Checkpointing, run_checkpointed
+from pixart_core.models.checkpointing import Checkpointing
 from pixart_core.models.config import TransformerConfig
 from pixart_core.models.embeddings import CaptionProjection, PatchEmbed, condition_embedding
 from pixart_core.models.initialisation import initialise
@@ -65,9 +64,7 @@ class LatentTransformer(nn.Module):
 
     def run(self, block: nn.Module, *inputs: Any) -> Float[Tensor, "b n d"]:
         """One block, checkpointed as `gradient_checkpointing` says."""
-        if self.gradient_checkpointing == "none" or not torch.is_grad_enabled():
-            return block(*inputs)
-        return run_checkpointed(block, *inputs, mode=self.gradient_checkpointing)
+        return block(*inputs, checkpointing=self.gradient_checkpointing)
 
     def final_modulation(self, embedding: Float[Tensor, "b d"]) -> Float[Tensor, "b 2 d"]:
         """Shift and scale of the final layer."""

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
+from pixart_core.recipe.failing import FAILING, NonFiniteOptions
 from pixart_core.recipe.model_options import ModelOptions, Positions
 from pixart_core.recipe.optimizers import AdamWOptions, MuonOptions, OptimizerOptions
 from pixart_core.recipe.saving import SAVING, Duration
@@ -17,9 +18,9 @@ __all__ = ["AdamWOptions", "ModelOptions", "MuonOptions", "Positions", "TrainSte
 class TrainStep(Strict):
     """Options of `pixart train`; also what a `command: train` step holds."""
 
-    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING | {"processes"}
+    unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING | FAILING | {"processes"}
     rounding: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "gradient_checkpointing", "offload_ema"}
+        {"micro_batch_size", "gradient_checkpointing", "offload_ema", "compile"}
     )
 
     command: Literal["train"] = "train"
@@ -77,6 +78,11 @@ class TrainStep(Strict):
         None,
         description="Processes that `pixart train` starts on this machine; default: one a GPU, one on a CPU.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the blocks (torch.compile): for GPUs, where it saves much; needs a compiler. "
+        "The first steps take longer.",
+    )
     distributed: Literal["auto", "ddp", "fsdp2"] = Field(
         "auto",
         description="Several processes: each has the model (ddp) or a part of it (fsdp2); auto: ddp, unless "
@@ -85,6 +91,7 @@ class TrainStep(Strict):
     token_routing: TokenRouting | None = Field(
         None, description="Cheaper steps: part of the tokens skips the blocks in the middle (TREAD)."
     )
+    non_finite: NonFiniteOptions = NonFiniteOptions.model_validate({})
     seed: NonNegativeInt = 0
     checkpointing_steps: PositiveInt = 1000
     checkpointing_minutes: PositiveFloat | None = Field(

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,13 +23,15 @@ from pixart_core.training.log import TrainingLog
 from pixart_core.training.pace import note
 from pixart_core.training.processes import failing_together, on_any
 from pixart_core.training.recorded import finished_result
+from pixart_core.training.recover import RolledBackError, do_step, forget_skipped
 from pixart_core.training.run import Run, open_run
 from pixart_core.training.schedule import learning_rate_at
-from pixart_core.training.step import StepStats, train_step
 from pixart_core.training.told_once import told_once
 from pixart_core.training.validation_images import OpenPainter
 from pixart_core.training.watchers import watchers_of
-from pixart_core.training.witness import passing, witnessed
+from pixart_core.training.witness import passing
+
+LOGGED = ("loss", "mse", "vb", "grad_norm")
 
 
 @told_once
@@ -47,7 +50,7 @@ def run_training(
     Raises:
         UserError: features, start and options do not fit together, `output` holds another run, or another
             process is training there.
-        NonFiniteError: the loss is not finite; the last state is kept.
+        NonFiniteError: the loss is not finite, more often than the recipe allows; the last state is kept.
         UnfinishedError: the time is over, or the system asked for the end (SIGTERM, SIGUSR1); all is saved.
         KeyboardInterrupt: Ctrl-C; all is saved.
     """
@@ -57,13 +60,26 @@ def run_training(
             done = f"{output} is finished ({finished['steps']} steps): nothing to do"
             progress.say(f"{done}; a larger max_train_steps continues it")
             return finished
-        return _train(step, output, progress, read_init, open_painter)
+        again: set[int] = set()
+        while True:
+            try:
+                return _train(step, output, progress, read_init, open_painter, again)
+            except RolledBackError as error:
+                progress.say(f"{error}; going back to the last state, the steps since are done again")
+                again.add(error.step)
 
 
 def _train(
-    step: TrainStep, output: Path, progress: Progress, read_init: ReadInit, open_painter: OpenPainter | None
+    step: TrainStep,
+    output: Path,
+    progress: Progress,
+    read_init: ReadInit,
+    open_painter: OpenPainter | None,
+    again: Collection[int],
 ) -> dict[str, Any]:
     run = open_run(step, output, progress, read_init)
+    run.again = again
+    forget_skipped(run)
     log = TrainingLog(output / LOG, run.counters, step, run.accelerator)
     watchers = watchers_of(run, open_painter)
     for watcher in watchers:
@@ -72,16 +88,16 @@ def _train(
     progress.start(task, step.max_train_steps)
     progress.advance(task, run.counters.step)
     started, clock = time.perf_counter() - run.counters.seconds, Clock(step)
-    with StopRequests() as requests:
+    with StopRequests() as requests, run.ahead:
         while not run.done:
             with run.pace.stepping():
-                stats = one_step(run)
+                stats = do_step(run)
             run.counters.step += 1
             passing("updated", run.counters.step)
             run.counters.seconds = time.perf_counter() - started
             row = log.record(
                 run.counters,
-                {"loss": stats.loss, "mse": stats.mse, "vb": stats.vb, "grad_norm": stats.grad_norm},
+                {name: getattr(stats, name) for name in LOGGED if not stats.lost},
                 learning_rate=step.learning_rate * learning_rate_at(step, run.counters.step - 1),
                 pace=run.pace,
             )
@@ -125,21 +141,6 @@ def _end_early(run: Run, *, interrupted: bool, asked: bool) -> NoReturn:
         raise KeyboardInterrupt(f"stopped at {where}")
     why = "as asked" if asked else f"in time for max_train_time {step.max_train_time}"
     raise UnfinishedError(f"saved and ended {why} at {where}")
-
-
-def one_step(run: Run) -> StepStats:
-    """Optimiser step `run.counters.step`: learning rate, gradients, update, average."""
-    run.optimizers.set_factor(learning_rate_at(run.step, run.counters.step))
-    batches = run.pace.waiting(run.micro_batches())
-    return train_step(
-        run.prepared,
-        run.optimizers,
-        run.ema,
-        (batch.to(run.accelerator.device) for batch in witnessed(batches, run.counters.step + 1)),
-        run.loss_fn,
-        count=run.micro_batches_per_step,
-        max_grad_norm=run.step.max_grad_norm,
-    )
 
 
 def publish(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -14,9 +14,11 @@ from pixart_core.diffusion.loss import LossTerms
 from pixart_core.diffusion.schedule import NoiseSchedule
 from pixart_core.diffusion.weighting import Weighting
 from pixart_core.models.build import Transformer
+from pixart_core.models.compiling import check_compiler, compile_blocks
 from pixart_core.progress import Progress
 from pixart_core.recipe.sameness import Changes
 from pixart_core.recipe.training import TrainStep
+from pixart_core.training.ahead import ReadAhead
 from pixart_core.training.batches import TrainingBatch
 from pixart_core.training.ema import Ema
 from pixart_core.training.feed import micro_batches
@@ -45,6 +47,8 @@ class Run:
         slots: places of the global batch that this process computes.
         model: the transformer itself; `prepared` is what is called, as accelerate wraps it.
         counters: where the run is; the only part that is replaced while it runs (see `reload`).
+        ahead: `batches_of` one step after the other, prepared while the step before runs.
+        again: steps (from 0) that failed before and are done again (`recover`).
     """
 
     step: TrainStep
@@ -62,6 +66,11 @@ class Run:
     loss_fn: LossFn
     pace: Pace
     counters: Counters
+    again: Collection[int] = ()
+    ahead: ReadAhead[TrainingBatch] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ahead = ReadAhead(self.batches_of, self.step.max_train_steps)
 
     @property
     def states(self) -> Path:
@@ -80,16 +89,21 @@ class Run:
 
     def micro_batches(self) -> Iterator[TrainingBatch]:
         """This process's micro-batches of the next optimiser step, on the CPU."""
-        return micro_batches(
+        return self.batches_of(self.counters.step)
+
+    def batches_of(self, number: int) -> Iterator[TrainingBatch]:
+        """This process's micro-batches of optimiser step `number`, on the CPU, ready for the device."""
+        batches = micro_batches(
             self.step,
             self.store,
             self.order,
             self.slots,
-            self.counters.step,
+            number,
             unconditional=self.start.unconditional,
             null_class=self.model.config.num_embeds_ada_norm,
             patch_size=self.model.config.patch_size,
         )
+        return (batch.pinned() for batch in batches) if self.accelerator.device.type == "cuda" else batches
 
     def save(self) -> None:
         """Publish the state of now (see `save_state`); all processes come here."""
@@ -130,6 +144,9 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
         start = start_model(step, store, read_init)
         if step.token_routing is not None:
             start.model.routed_blocks = step.token_routing.blocks(start.model.config.num_layers)
+        if step.compile:
+            check_compiler(accelerator.device)
+            compile_blocks(start.model)
     changed: Changes = {}
     with failing_together(accelerator):
         if accelerator.is_main_process:
