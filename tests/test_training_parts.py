@@ -23,7 +23,7 @@ from pixart_core.training.optimizer import build_adamw, build_muon
 from pixart_core.training.order import BatchOrder
 from pixart_core.training.processes import rank_slots
 from pixart_core.training.schedule import learning_rate_factor
-from pixart_core.training.step import NonFiniteError, batch_loss, train_step
+from pixart_core.training.step import LostStepError, batch_loss, train_step
 
 CONFIG = TransformerConfig(
     num_attention_heads=2,
@@ -210,8 +210,11 @@ def test_a_non_finite_loss_changes_nothing_and_names_the_samples(tmp_path) -> No
     before = {name: p.clone() for name, p in model.state_dict().items()}
     batch = tiny_batch(store, range(2))
     bad = TrainingBatch(**(vars(batch) | {"latents": batch.latents * float("nan")}))
-    with pytest.raises(NonFiniteError, match="16x16-1"):
+    bad.latents[1] = batch.latents[1]
+    with pytest.raises(LostStepError) as lost:
         run_step((model, optimizers, ema), [bad])
+    assert lost.value.samples == ["16x16-0"]
+    assert lost.value.stats.lost
     for name, parameter in model.state_dict().items():
         assert torch.equal(parameter, before[name])
         assert torch.equal(ema.weights[name], before[name])

@@ -46,13 +46,14 @@ class TrainingLog:
     def record(
         self, counters: Counters, stats: dict[str, Tensor], *, learning_rate: float, pace: Pace
     ) -> dict[str, Any] | None:
-        """Add a step; returns the row that was written, None between two rows."""
-        device = next(iter(stats.values())).device
-        together = torch.stack([value.to(device) for value in stats.values()])
-        for name, value in zip(stats, together.tolist(), strict=True):  # waits for a GPU once
-            counters.pending[name] = counters.pending.get(name, 0.0) + value
-        counters.pending_steps += 1
-        if counters.step % self.every and counters.step != self.end:
+        """Add a step; returns the row that was written, None between two rows.
+
+        Args:
+            stats: empty for a step that was lost; a row of lost steps alone is not written.
+        """
+        if stats:
+            self._add(counters, stats)
+        if (counters.step % self.every and counters.step != self.end) or not counters.pending_steps:
             return None
         means = {name: total / counters.pending_steps for name, total in counters.pending.items()}
         counters.pending.clear()
@@ -64,10 +65,20 @@ class TrainingLog:
             "seconds": round(counters.seconds, 3),
             "pace": pace.row(counters),
         }
+        if counters.lost:
+            row["lost_steps"] = counters.lost
         self.last_loss = row["loss"]
         if self.accelerator.is_main_process:
             self._append(row)
         return row
+
+    @staticmethod
+    def _add(counters: Counters, stats: dict[str, Tensor]) -> None:
+        device = next(iter(stats.values())).device
+        together = torch.stack([value.to(device) for value in stats.values()])
+        for name, value in zip(stats, together.tolist(), strict=True):  # waits for a GPU once
+            counters.pending[name] = counters.pending.get(name, 0.0) + value
+        counters.pending_steps += 1
 
     def _append(self, row: Mapping[str, Any]) -> None:
         try:

@@ -108,7 +108,13 @@ def batch_flops(config: TransformerConfig, batch: TrainingBatch, routed_blocks: 
 
 @functools.lru_cache(maxsize=1024)
 def _image_flops(config: TransformerConfig, tokens: int, text_tokens: int, routed: tuple[int, int]) -> int:
-    model = ModelOptions(
+    interface = Interface(config.in_channels, config.caption_channels, text_tokens)
+    return training_flops(counted_model(config), tokens, interface, routed)
+
+
+def counted_model(config: TransformerConfig) -> ModelOptions:
+    """The options of a model of this config, which the counts of the planner take."""
+    return ModelOptions(
         size=None,
         conditioning=config.conditioning,
         modulation=config.modulation,
@@ -120,8 +126,6 @@ def _image_flops(config: TransformerConfig, tokens: int, text_tokens: int, route
         use_additional_conditions=config.use_additional_conditions,
         learned_variance=config.learned_variance,
     )
-    interface = Interface(config.in_channels, config.caption_channels, text_tokens)
-    return training_flops(model, tokens, interface, routed)
 
 
 def _gpu(device: torch.device) -> Gpu | None:

@@ -36,12 +36,15 @@ class Counters:
         seconds: time spent training so far, all sittings together.
         pending: sums of what is logged next ({loss, mse, vb, grad_norm}), over `pending_steps` steps, of this
             process's share of the batches.
+        lost, lost_in_a_row: steps that were skipped because they were not finite (see `recover`).
     """
 
     step: int = 0
     seconds: float = 0.0
     pending: dict[str, float] = dataclasses.field(default_factory=dict)
     pending_steps: int = 0
+    lost: int = 0
+    lost_in_a_row: int = 0
 
 
 def save_state(
