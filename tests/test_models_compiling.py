@@ -51,12 +51,14 @@ def test_gradients_are_those_of_eager_blocks_at_any_size(mode) -> None:
 
 @needs_compiler
 def test_a_training_run_ends_with_the_same_weights_to_rounding(tmp_path) -> None:
-    store = write_tiny_store(tmp_path / "features")
+    store = write_tiny_store(tmp_path / "features", {(16, 16): 8})  # one size: one compilation
     weights = {}
     for compiled in (False, True):
         step = TrainStep(
             features=str(store),
-            model=ModelOptions(num_layers=2, num_attention_heads=2, attention_head_dim=8, sample_size=8),
+            model=ModelOptions(
+                conditioning="class", num_layers=2, num_attention_heads=2, attention_head_dim=8, sample_size=8
+            ),
             max_train_steps=3,
             global_batch_size=4,
             micro_batch_size=4,
@@ -74,9 +76,11 @@ def test_a_training_run_ends_with_the_same_weights_to_rounding(tmp_path) -> None
         torch.testing.assert_close(weights[True][name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_a_missing_compiler_is_told_with_what_to_do(monkeypatch) -> None:
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+def test_a_missing_compiler_is_told_with_what_to_do() -> None:
     from torch._inductor import config
 
-    with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
-        with pytest.raises(UserError, match=r"compile: true needs a C\+\+ compiler .* set compile: false"):
-            check_compiler(torch.device("cpu"))
+    nowhere = config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True})
+    message = r"compile: true needs a C\+\+ compiler .* set compile: false"
+    with nowhere, pytest.raises(UserError, match=message):
+        check_compiler(torch.device("cpu"))
