@@ -15,6 +15,7 @@ from pixart_core.progress import Silent
 from pixart_core.recipe.costs import OPTIMIZER_BYTES
 from pixart_core.recipe.optimizers import AdamW8bitOptions, AdamWOptions, CameOptions, MuonOptions
 from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.training import adamw8bit
 from pixart_core.training.adamw8bit import AdamW8bit
 from pixart_core.training.batches import Unconditional, make_batch
 from pixart_core.training.came import Came
@@ -103,6 +104,30 @@ def test_came_leaves_what_has_no_gradient() -> None:
     Came([still, zero], lr=1.0).step()
     assert torch.equal(still, torch.ones(3, 2))
     assert torch.equal(zero, torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("kind", ["came", "adamw8bit"])
+def test_parameters_are_updated_alone_as_together(kind, monkeypatch) -> None:
+    shapes = [(40, 30), (7,), (40, 30), (300,), (7,), (40, 30), (4, 3, 2, 2)]
+    gradients = random_gradients(shapes, steps=4)
+
+    def ends(at_once: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(adamw8bit, "_TOGETHER", {"cpu": at_once})
+        parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+        options = {"lr": 1e-2, "weight_decay": 0.1}
+        optimizer = Came(parameters, **options)
+        if kind == "adamw8bit":
+            optimizer = AdamW8bit(parameters, betas=(0.9, 0.99), eps=1e-8, **options)
+        # One of them has no gradient at first, and is a step behind from then on.
+        late = parameters[2]
+        for step in gradients:
+            for parameter, gradient in zip(parameters, step, strict=True):
+                parameter.grad = None if parameter is late and step is gradients[0] else gradient.clone()
+            optimizer.step()
+        return parameters
+
+    for alone, together in zip(ends(1), ends(10**6), strict=True):
+        torch.testing.assert_close(alone, together, rtol=1e-6, atol=1e-7)
 
 
 def test_the_table_is_the_dynamic_data_type() -> None:
