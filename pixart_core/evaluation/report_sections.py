@@ -23,7 +23,7 @@ STANDARD = ("cmmd", "fd-dinov2")  # the others are named otherwise where the net
 
 
 def distance_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One table a protocol: {"protocol", "title", "about", "digits", "rows"}."""
+    """One table a protocol: {"protocol", "title", "about", "digits", "columns" that a row has, "rows"}."""
     tables: dict[str, dict[str, Any]] = {}
     for name, results in metrics.items():
         for protocol, result in results.items():
@@ -38,6 +38,8 @@ def distance_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
                 {"protocol": protocol, "title": title, "about": about, "digits": digits, "rows": []},
             )
             table["rows"].append({"samples": name, "ci95": _around(result), **result})
+    for table in tables.values():
+        table["columns"] = sorted({column for row in table["rows"] for column in row})
     return list(tables.values())
 
 
