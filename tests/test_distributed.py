@@ -201,6 +201,20 @@ def test_one_process_tells_what_went_wrong_in_another(launch, store, tmp_path) -
     assert "came does not go with FSDP2" in ended["ranks"][0]["message"]
 
 
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_all_skip_the_step_that_is_not_finite_in_one(launch, store, tmp_path, mode) -> None:
+    step = make_step(store, distributed=mode)
+    ended = launch(step, tmp_path / "run", 2, faults={"1": ["not_finite", 4]})
+    assert ended["codes"] == [0, 0]
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 5, 6]
+    (failure,) = [json.loads(line) for line in (tmp_path / "run/failures.jsonl").read_text().splitlines()]
+    assert (failure["step"], failure["action"]) == (4, "skipped")
+    assert len(failure["samples"]) == step.global_batch_size // 2 // step.micro_batch_size
+    assert failure["loss"][1] == "nan"
+    assert failure["loss"][0] != "nan"
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
 def test_a_state_that_is_damaged_is_passed_over_by_all(launch, store, alone, tmp_path) -> None:
     kind = "class, adamw"
     step, run = make_step(store, **KINDS[kind]), tmp_path / "run"

@@ -89,10 +89,12 @@ def work(job: dict[str, Any], rank: int, report: Path) -> None:
 
 
 class Faulty:
-    """A listener that does harm after a step."""
+    """A listener that does harm after a step; with "not_finite" before it."""
 
     def __init__(self, kind: str, step: int) -> None:
         self.kind, self.step = kind, step
+        if kind == "not_finite":
+            poison(step)
         self.done = 0
         self.said: list[str] = []
 
@@ -105,11 +107,26 @@ class Faulty:
 
     def advance(self, task: str, units: int = 1, note: str = "") -> None:
         self.done += units
-        if self.done != self.step or not units:
+        if self.done != self.step or not units or self.kind == "not_finite":
             return
         if self.kind == "raise":
             raise RuntimeError("pulled the plug")
         os.kill(os.getpid(), getattr(signal, self.kind))
+
+
+def poison(step: int) -> None:
+    """Make this process's part of optimiser step `step` (from 1) not finite, its first sample."""
+    from pixart_core.training import feed
+
+    made = feed.make_batch
+
+    def make_batch(*args: Any, **options: Any) -> Any:
+        batch = made(*args, **options)
+        if options["step"] == step - 1:
+            batch.noise[0] = float("nan")
+        return batch
+
+    feed.make_batch = make_batch
 
 
 if __name__ == "__main__":
