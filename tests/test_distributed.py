@@ -14,6 +14,7 @@ from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
 from training_ranks import Launcher
 
+from pixart_core.artifacts.lock import only_launch
 from pixart_core.recipe.optimizers import AdamWOptions, CameOptions, MuonOptions
 from pixart_core.recipe.token_routing import TokenRouting
 from pixart_core.recipe.training import ModelOptions, TrainStep
@@ -213,6 +214,12 @@ def test_all_skip_the_step_that_is_not_finite_in_one(launch, store, tmp_path, mo
     assert failure["loss"][1] == "nan"
     assert failure["loss"][0] != "nan"
     assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "run").values())
+
+
+def test_a_folder_that_is_in_use_is_told_once(launch, store, tmp_path) -> None:
+    with only_launch(tmp_path / "run", print):
+        ended = launch(make_step(store), tmp_path / "run", 2)
+    assert [rank["error"] for rank in ended["ranks"]] == ["UserError", "ToldElsewhereError"]
 
 
 def test_a_state_that_is_damaged_is_passed_over_by_all(launch, store, alone, tmp_path) -> None:

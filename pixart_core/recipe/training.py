@@ -20,7 +20,7 @@ class TrainStep(Strict):
 
     unrecorded: ClassVar[frozenset[str]] = WATCHING | SAVING | FAILING | {"processes"}
     rounding: ClassVar[frozenset[str]] = frozenset(
-        {"micro_batch_size", "gradient_checkpointing", "offload_ema", "compile"}
+        {"micro_batch_size", "gradient_checkpointing", "offload_ema", "distributed", "compile"}
     )
 
     command: Literal["train"] = "train"

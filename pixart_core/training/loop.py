@@ -1,6 +1,5 @@
 """The training loop: stages 1, 2 and 3 of the paper, told apart by their recipes alone."""
 
-import os
 import time
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ from pixart_core.training.initial import ReadInit, read_folder
 from pixart_core.training.interrupt import StopRequests
 from pixart_core.training.log import TrainingLog
 from pixart_core.training.pace import note
-from pixart_core.training.processes import failing_together, on_any
+from pixart_core.training.processes import connect, failing_together, on_any
 from pixart_core.training.recorded import finished_result
 from pixart_core.training.recover import RolledBackError, do_step, forget_skipped
 from pixart_core.training.run import Run, open_run
@@ -54,8 +53,9 @@ def run_training(
         UnfinishedError: the time is over, or the system asked for the end (SIGTERM, SIGUSR1); all is saved.
         KeyboardInterrupt: Ctrl-C; all is saved.
     """
-    # Under a launcher the first process holds the folder for all.
-    with only_launch(output, progress.say) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    # The first process holds the folder for all; they are connected, so that they notice if it may not.
+    first = connect().is_main_process
+    with only_launch(output, progress.say) if first else nullcontext():
         if (finished := finished_result(step, output)) is not None:
             done = f"{output} is finished ({finished['steps']} steps): nothing to do"
             progress.say(f"{done}; a larger max_train_steps continues it")
