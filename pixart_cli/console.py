@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -99,7 +100,7 @@ class _Bars(Progress):
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
             if task.fields["note"]:
-                yield Text(f"  {task.fields['note']}", style="dim", overflow="fold")
+                yield Padding(Text(task.fields["note"], style="dim"), (0, 0, 0, 2))
 
 
 class _TimeRemaining(TimeRemainingColumn):

@@ -171,7 +171,7 @@ def test_features_of_their_own_are_validated_on(tmp_path: Path, store: Path) -> 
         make_step(store, validation=VALIDATION | {"features": str(heldout)}), tmp_path / "a", Silent()
     )
     assert {row["samples"] for row in rows(tmp_path / "a")} == {3}
-    with pytest.raises(UserError, match="nowhere"):
+    with pytest.raises(UserError, match=r"validation\.features: nowhere"):
         run_training(
             make_step(store, validation=VALIDATION | {"features": "nowhere"}), tmp_path / "b", Silent()
         )

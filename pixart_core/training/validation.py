@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pixart_core.artifacts.features import FeatureStore
 from pixart_core.diffusion.schedule import NUM_TIMESTEPS
-from pixart_core.errors import PixartError
+from pixart_core.errors import PixartError, UserError
 from pixart_core.recipe.watching import ValidationOptions
 from pixart_core.seeding import derive_seed
 from pixart_core.training.averaged import evaluating
@@ -67,12 +67,20 @@ class ValidationLoss:
         self.store = run.store
         with failing_together(run.accelerator):
             if self.options.features is not None:
-                self.store = FeatureStore(Path(str(self.options.features)), run.step.resolution)
-                check_fit(run.model.config, self.store)
+                self.store = self._own_store(run, Path(str(self.options.features)))
         self.batches = fixed_batches(self.store.buckets, self.options, run.step.micro_batch_size)
         self.samples = sum(len(batch.indices) for batch in self.batches)
         if run.accelerator.is_main_process:
             forget_after(self.path, run.counters.step)
+
+    @staticmethod
+    def _own_store(run: Run, folder: Path) -> FeatureStore:
+        try:
+            store = FeatureStore(folder, run.step.resolution)
+            check_fit(run.model.config, store)
+        except UserError as error:
+            raise UserError(f"validation.features: {error}") from error
+        return store
 
     def after_step(self, run: Run, stats: StepStats, row: Mapping[str, Any] | None) -> None:
         """Validate, if it is time."""
