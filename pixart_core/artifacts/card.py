@@ -16,6 +16,7 @@ from pixart_core import __version__
 from pixart_core.artifacts.patterns import expand_pattern, is_pattern
 from pixart_core.artifacts.publish import json_text, write_text
 from pixart_core.errors import UserError
+from pixart_core.recipe.base import Strict
 from pixart_core.recipe.schema import source_fields
 
 CARD = "card.json"
@@ -209,4 +210,11 @@ def split_sources(step: BaseModel) -> tuple[dict[str, Any], dict[str, str]]:
         for key, source in entries:
             if source is not None:
                 sources[field if key is None else f"{field}.{key}"] = str(source)
+    for field in type(step).model_fields.keys() - left_out:
+        within = getattr(step, field)
+        if isinstance(within, Strict):
+            for name in sorted(within.unrecorded | within.inputs):
+                source = options[field].pop(name)
+                if source is not None and name in within.inputs:
+                    sources[f"{field}.{name}"] = str(source)
     return options, sources

@@ -12,10 +12,13 @@ class Strict(BaseModel):
         unrecorded: fields that what is made does not depend on: they may change between two sittings of a
             run, are in no card, and a chain does nothing again because of them.
         rounding: fields that change no more than the rounding: they may change between two sittings, too.
+        inputs: of options within a step, the fields that are paths or hub ids: cards hold what lies there
+            (a fingerprint), not the path.
     """
 
     unrecorded: ClassVar[frozenset[str]] = frozenset()
     rounding: ClassVar[frozenset[str]] = frozenset()
+    inputs: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,7 +1,7 @@
 """Options of T2I-CompBench: which prompts, and the weights that its scorers need."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -27,6 +27,11 @@ def prompt_categories(folder: Path) -> list[Category]:
 
 class CompBenchOptions(Strict):
     """What `bench: compbench` scores, and with what. Paths and hub ids; nothing is downloaded unasked."""
+
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"official_layout"})
+    inputs: ClassVar[frozenset[str]] = frozenset(
+        {"prompts", "blip", "blip_tokenizer", "clip", "detections", "detector_model", "depth"}
+    )
 
     prompts: str = Field(
         "NinaKarine/t2i-compbench",
