@@ -27,8 +27,10 @@ from pixart_core.evaluation.compbench.layout import (
 )
 from pixart_core.evaluation.compbench.prompts import Prompt, read_prompts
 from pixart_core.evaluation.compbench.score import score_compbench as score_all
+from pixart_core.evaluation.compbench.score import share_compbench
 from pixart_core.evaluation.compbench.summary import interval, others
 from pixart_core.evaluation.sample_set import SampleSet, read_sample_set
+from pixart_core.launch import Processes
 from pixart_core.progress import Silent
 from pixart_core.recipe.compbench import CATEGORIES
 
@@ -298,6 +300,22 @@ def test_scores_come_from_the_cache_without_a_model_s_answer(
 
     monkeypatch.setattr(BlipVqa, "answers", answers)
     assert score_compbench(samples, options(folder), folder / "cache", Silent()) == result
+
+
+def test_two_processes_fill_the_caches_for_the_same_result(
+    folder: Path, samples: SampleSet, result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    for rank in (1, 0):
+        share_compbench(
+            samples, options(folder), tmp_path, Processes(rank, 2), device=torch.device("cpu"), batch_size=3
+        )
+
+    def answers(*_: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(BlipVqa, "answers", answers)
+    assert score_compbench(samples, options(folder), tmp_path, Silent()) == result
 
 
 def test_images_in_the_official_layout_score_the_same(

@@ -12,7 +12,7 @@ from pixart_core.artifacts.card import card_for
 from pixart_core.encoders.device import choose_device
 from pixart_core.evaluation.clip_bench import clip_results
 from pixart_core.evaluation.compbench.layout import read_any_samples
-from pixart_core.evaluation.compbench.score import score_compbench
+from pixart_core.evaluation.compbench.score import score_compbench, share_compbench
 from pixart_core.evaluation.distance_bench import distance_results, open_reference
 from pixart_core.evaluation.feature_cache import FeatureCache
 from pixart_core.evaluation.networks import load_networks
@@ -67,6 +67,10 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
         assert reference is not None
         asked = {bench: works[extractor.id] for bench, extractor in networks.distances.items()}
         distance_results(outcome, step, sets, digests, asked, reference, output, progress, processes)
+    compbench: dict[str, Any] = {"device": device, "batch_size": step.batch_size, "seed": step.seed}
+    if "compbench" in step.bench and processes.count > 1:
+        for samples in sets:
+            share_compbench(samples, step.compbench, root, processes, **compbench)
     if not processes.first:
         processes.wait()
         return {"output": str(output)}
@@ -76,15 +80,7 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
         clip_results(outcome, step, sets, digests, networks.clip, works[networks.clip.images.id][1], root)
     if "compbench" in step.bench:
         for samples in sets:
-            scored = score_compbench(
-                samples,
-                step.compbench,
-                root,
-                progress,
-                device=device,
-                batch_size=step.batch_size,
-                seed=step.seed,
-            )
+            scored = score_compbench(samples, step.compbench, root, progress, **compbench)
             outcome.add_compbench(samples, scored)
     pair_pictures(outcome, step, sets)
     result = _report(outcome, step, sets, runs, output)

@@ -38,7 +38,8 @@ from pixart_core.evaluation.compbench.similarity import similarity_protocol, sim
 from pixart_core.evaluation.compbench.summary import Protocol, summarise
 from pixart_core.evaluation.compbench.work import Item, Score, Work, score_items
 from pixart_core.evaluation.sample_set import SampleSet
-from pixart_core.progress import Progress
+from pixart_core.launch import Processes
+from pixart_core.progress import Progress, Silent
 from pixart_core.recipe.compbench import CompBenchOptions
 
 Scorer = tuple[Score, Protocol, Ceiling | None]
@@ -74,9 +75,7 @@ def score_compbench(
         UserError: an option names what is not there, or no sample has a prompt of the benchmark.
         PixartError: the disk is full; what is cached is kept.
     """
-    refuse_wrong_paths(options)
-    prompts = read_prompts(options.prompts, options.categories)
-    images = images_of_prompts(samples, prompts)
+    prompts, images = _images(samples, options)
     if options.official_layout is not None:
         _export(samples, images, Path(options.official_layout).expanduser(), progress)
     parts = Parts(options, tuple(images), device or choose_device(None), batch_size)
@@ -98,6 +97,41 @@ def score_compbench(
             partial=_is_partial(work, options.images_per_prompt),
         )
     return {"categories": categories, "missing": missing}
+
+
+def share_compbench(
+    samples: SampleSet,
+    options: CompBenchOptions,
+    cache: Path,
+    processes: Processes,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> None:
+    """Put this process's share of what models say of the images into the caches, then wait for the others.
+
+    Afterwards `score_compbench` with the same arguments asks no model, and gives what it gives alone.
+
+    Raises:
+        UserError, PixartError: as `score_compbench`.
+    """
+    prompts, images = _images(samples, options)
+    parts = Parts(options, tuple(images), device or choose_device(None), batch_size)
+    for category in _ready(parts, tuple(images)):
+        work = Work.of(samples, images[category], prompts[category], seed).shared(processes, batch_size)
+        if work.items:
+            _scorer(work, parts, options, cache, Silent())
+    processes.wait()
+
+
+def _images(
+    samples: SampleSet, options: CompBenchOptions
+) -> tuple[dict[str, tuple[Prompt, ...]], dict[str, list[PromptImages]]]:
+    """(prompts, those with images) by category."""
+    refuse_wrong_paths(options)
+    prompts = read_prompts(options.prompts, options.categories)
+    return prompts, images_of_prompts(samples, prompts)
 
 
 def _missing(parts: Parts, options: CompBenchOptions, images: Collection[str]) -> list[Missing]:

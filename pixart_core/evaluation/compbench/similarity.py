@@ -41,7 +41,7 @@ def similarity_scores(
     digests = look(sampled_pictures(subset), [(clip.images, images)], batch_size, progress)
     captions = FeatureCache(cache, f"{clip.images.id}-texts", clip.images.dimensions)
     embedded = text_embeddings(clip, captions, list(texts.values()), batch_size)
-    rows = images.gather(digests)
+    rows = dict(zip((item.index for item in work.items), images.gather(digests), strict=True))
 
     def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
         cosine = float(rows[item.index] @ embedded[texts[prompt]])

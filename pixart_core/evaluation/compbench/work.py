@@ -13,6 +13,7 @@ from pixart_core.evaluation.compbench.layout import SAMPLES, PromptImages
 from pixart_core.evaluation.compbench.prompts import Prompt, prompt_key
 from pixart_core.evaluation.compbench.summary import Scored, others
 from pixart_core.evaluation.sample_set import SampleSet
+from pixart_core.launch import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,12 @@ class Work:
         for start in range(0, len(self.items), size):
             encoded = [(item, self.samples.read(item.sample)) for item in self.items[start : start + size]]
             yield [(item, content_digest(data), data) for item, data in encoded]
+
+    def shared(self, processes: Processes, size: int) -> "Work":
+        """Every count-th batch of `size` images: what one of several processes prepares the caches with."""
+        starts = processes.share(range(0, len(self.items), size))
+        items = [item for start in starts for item in self.items[start : start + size]]
+        return dataclasses.replace(self, items=tuple(items))
 
     def decode(self, item: Item, data: bytes) -> Image.Image:
         """The picture of an item, as RGB."""
