@@ -102,6 +102,12 @@ def test_a_full_disk_is_told_and_what_was_there_stays(
     assert len(opened(tmp_path)) == 1
 
 
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PixartError, match="not finite"):
+        opened(tmp_path).append(digests(1), np.full((1, 3), np.nan, dtype=np.float32))
+    assert len(opened(tmp_path)) == 0
+
+
 def test_a_cache_that_cannot_be_made_is_the_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache"):

@@ -57,8 +57,10 @@ class FeatureCache:
         """Add the rows of images that are not there yet; they are on disk when this returns.
 
         Raises:
-            PixartError: the disk is full or the folder cannot be written.
+            PixartError: the disk is full, the folder cannot be written, or a feature is not finite.
         """
+        if not np.isfinite(rows).all():
+            raise PixartError(f"{self.folder.name} gives features that are not finite: damaged weights?")
         numbers = [digest_number(digest) for digest in digests]
         first = {number: at for at, number in reversed(list(enumerate(numbers)))}
         new = [at for number, at in first.items() if number not in self._rows]
