@@ -18,9 +18,9 @@ from pixart_core.training.batches import Unconditional
 from pixart_core.training.ema import Ema
 from pixart_core.training.feed import micro_batches
 from pixart_core.training.initial import read_folder
-from pixart_core.training.loop import one_step
 from pixart_core.training.optimizer import build_adamw
 from pixart_core.training.order import BatchOrder
+from pixart_core.training.recover import do_step
 from pixart_core.training.run import open_run
 from pixart_core.training.step import batch_loss, train_step
 
@@ -68,7 +68,8 @@ def test_bf16_multiplies_in_bf16_and_keeps_everything_else_in_float32(tmp_path, 
         return terms
 
     run.loss_fn = watched
-    one_step(run)
+    with run.ahead:
+        do_step(run)
     assert multiplied == {torch.bfloat16}
     assert losses == {torch.float32}
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
@@ -93,14 +94,16 @@ def test_updates_that_bf16_would_round_away_add_up(tmp_path, store) -> None:
     perturb(run.model)  # of a new model, most gradients are 0
     weight = run.model.transformer_blocks[0].ff.net[0].proj.weight
     before = weight.detach().clone()
-    one_step(run)
+    with run.ahead:
+        do_step(run)
     # The first update of Adam is the learning rate, up or down (or nothing, of a gradient that is 0).
     moved = (weight - before).abs()
     assert ((moved / rate - 1).abs() < 0.05).float().mean() > 0.99
     assert ((before + moved).bfloat16() == before.bfloat16()).float().mean() > 0.95
-    for _ in range(steps - 1):
-        run.counters.step += 1
-        one_step(run)
+    with run.ahead:
+        for _ in range(steps - 1):
+            run.counters.step += 1
+            do_step(run)
     assert (weight - before).abs().mean() > 2 * rate
 
 
