@@ -44,10 +44,12 @@ class Launcher:
 def main() -> None:
     """Jobs until stdin ends."""
     import torch
+    import torch._dynamo
     import torch.distributed.fsdp
     import torch.distributed.tensor
 
     import pixart_core.sampling.validation  # noqa: F401 (what children would import, each for itself)
+    import pixart_core.training.loop  # noqa: F401
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
