@@ -19,7 +19,6 @@ from pixart_core.progress import Silent
 from pixart_core.recipe.training import ModelOptions, MuonOptions, TrainStep
 from pixart_core.training import verify
 from pixart_core.training.certificate import CERTIFICATE
-from pixart_core.training.loop import run_training
 from pixart_core.training.run import STATES
 from pixart_core.training.state import saved_states
 from pixart_core.training.verify import kill_places, shortened, verify_resume
@@ -153,7 +152,7 @@ def test_the_card_mentions_a_certificate_of_its_recipe_and_no_other(tmp_path, la
             verify_resume(step, output, Sitting(launcher), Silent(), steps=2, kills=1)
         else:
             (output / CERTIFICATE).write_bytes((tmp_path / "same" / CERTIFICATE).read_bytes())
-        run_training(step.model_copy(update={"max_train_steps": 2} | changes), output, Silent())
+        launcher(step.model_copy(update={"max_train_steps": 2} | changes), output, 1)
         details = Card.read(output, "checkpoint").details
         if name == "other":
             assert "resume_certificate" not in details

@@ -48,7 +48,7 @@ def main() -> None:
     import torch.distributed.fsdp
     import torch.distributed.tensor
 
-    import pixart_core.sampling.validation  # noqa: F401 (what children would import, each for itself)
+    import pixart_core.sampling.validation
     import pixart_core.training.loop  # noqa: F401
 
     torch.set_num_threads(1)
