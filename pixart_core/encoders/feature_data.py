@@ -23,7 +23,7 @@ _HELD_RECORDS = 2**17
 
 
 class TrainingData:
-    """The training images of a run; a few bytes of memory each, however many there are.
+    """The images of a run, those of one split; a few bytes of memory each, however many there are.
 
     Attributes:
         count: images.
@@ -31,12 +31,12 @@ class TrainingData:
         label_names: classes of stage 1.
     """
 
-    def __init__(self, manifest: Manifest, captions: CaptionTexts | None) -> None:
+    def __init__(self, manifest: Manifest, captions: CaptionTexts | None, split: str = "train") -> None:
         """Raises: UserError: an image has no caption in `captions`, or all are excluded."""
         self.label_names = manifest.label_names
         self._captions = captions
         self._reader = ImageReader(manifest.folder)
-        records = manifest.split("train")
+        records = manifest.split(split)
         # Parsed once where that fits into memory easily.
         self._records = list(records) if len(records) <= _HELD_RECORDS else records
         ids = np.fromiter((int(record.id, 16) for record in self._records), np.uint64, len(records))
@@ -111,7 +111,7 @@ class TrainingData:
 
 
 def training_data(step: ExtractFeaturesStep, folder: Path, progress: Progress) -> TrainingData:
-    """The images of `step.data` that are trained on, with their captions.
+    """The images of `step.data` that are trained on (or held out, by `step.split`), with their captions.
 
     Args:
         folder: where the scan of data that are no manifest is kept.
@@ -120,9 +120,13 @@ def training_data(step: ExtractFeaturesStep, folder: Path, progress: Progress) -
         UserError: the data or captions cannot be used, or none is left.
     """
     manifest = manifest_for(step, folder, progress)
-    if not len(manifest.split("train")):
-        raise UserError(f"{step.data}: no images are left for training (all are held out)")
-    return TrainingData(manifest, None if step.captions is None else CaptionTexts(Path(str(step.captions))))
+    if not len(manifest.split(step.split)):
+        why = (
+            "left for training (all are held out)" if step.split == "train" else "held out (heldout_fraction)"
+        )
+        raise UserError(f"{step.data}: no images are {why}")
+    captions = None if step.captions is None else CaptionTexts(Path(str(step.captions)))
+    return TrainingData(manifest, captions, step.split)
 
 
 def bucket_tables(step: ExtractFeaturesStep) -> Tables:

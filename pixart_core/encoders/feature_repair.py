@@ -153,7 +153,8 @@ class _Encode:
         captions = self.options.captions or self.sources.get("captions")
         if captions is not None and not Path(captions).is_dir():
             raise UserError(f"{captions}: the captions of {self.folder} are not there; give --captions")
-        self.data = TrainingData(manifest, None if captions is None else CaptionTexts(Path(captions)))
+        texts = None if captions is None else CaptionTexts(Path(captions))
+        self.data = TrainingData(manifest, texts, self.card.options.get("split", "train"))
 
     def _plan_in(self, folder: Path) -> FeaturePlan:
         step = self._step(())

@@ -24,6 +24,9 @@ class ExtractFeaturesStep(DataOptions):
     )
     vae: Source = "stabilityai/sd-vae-ft-ema"
     text_encoder: Source = "google/t5-v1_1-xxl"
+    split: Literal["train", "heldout"] = Field(
+        "train", description="heldout: the images kept out of training, to validate on."
+    )
     # No part of what is made: the store is the same whether both parts are made at once or one by one.
     only: Literal["image", "text"] | None = Field(
         None, exclude=True, description="Make this part alone; the store is complete when both are there."
