@@ -28,8 +28,9 @@ KILLED: dict[str, list[int | list[Any]]] = {
         [20, "caption_rows.py"], [1, "caption_parts.py", "append", ["return"]],
     ],
     "publishing": [
-        [5, "caption_finish.py"], [90, "caption_finish.py"], [5, "publish.py"], [20, "publish.py"],
-        [1, "card.py", "write"], [1, "caption_work.py", "clear_parts"],
+        [5, "caption_finish.py"], [90, "caption_finish.py"], [5, "publish.py"],
+        [3, "publish.py", "staged_file", ["c_call"]], [1, "card.py", "write"],
+        [1, "caption_work.py", "clear_parts"],
     ],
 }  # fmt: skip
 Launch = tuple[str, int, int | list[Any] | None]
