@@ -147,6 +147,18 @@ def test_a_page_changes_nothing_that_is_trained(tmp_path: Path, store: Path) -> 
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_a_million_rows_take_no_more_memory_than_some_thousand() -> None:
+    shown = page.Page(None, None)
+    for step in range(1, 20_001):
+        shown._add({"step": step, "loss": 1.0 / step, "lr": 1e-3, "pace": {"tflops": float(step)}})
+    points = shown.curves["tflops"]
+    assert 1000 < len(points) <= page.KEPT
+    assert points[-1] == (20_000, 20_000.0)
+    assert [step for step, _ in points] == sorted(step for step, _ in points)
+    # Means of neighbours: a straight line stays one, but for half of what was merged.
+    assert all(step * 0.5 - 1 <= value <= step for step, value in points)
+
+
 def test_lost_steps_are_shown(tmp_path: Path, store: Path) -> None:
     run = open_run(make_step(store), tmp_path / "run", Silent(), read_folder)
     row = {"step": 10, "loss": 1.0}

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from pixart_core import __version__
 from pixart_core.artifacts.checkpoint import LOG
 from pixart_core.artifacts.publish import write_text
-from pixart_core.charts import short
+from pixart_core.charts import binned, short
 from pixart_core.training.log import read_rows
 from pixart_core.training.pace import duration
-from pixart_core.training.page_charts import curve_charts
+from pixart_core.training.page_charts import CURVES, curve_charts
 from pixart_core.training.page_images import newest_images, strips
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
@@ -32,6 +32,7 @@ PAGE = "training.html"
 TEMPLATES = Path(__file__).parent / "templates"
 REFRESH = 15  # seconds between two looks of a browser
 PAUSE = 10.0  # seconds between two pages, at least
+KEPT = 4000  # points of a curve
 SHARE = 0.01  # of the time that goes into pages, at most
 
 
@@ -81,9 +82,13 @@ class Page:
 
     def _add(self, row: Mapping[str, Any]) -> None:
         self.row = row
-        for name, value in (row | row.get("pace", {})).items():
-            if isinstance(value, int | float):
-                self.curves[name].append((row["step"], value))
+        values = {**row, **row.get("pace", {})}
+        for name in CURVES:
+            if name in values:
+                points = self.curves[name]
+                points.append((row["step"], values[name]))
+                if len(points) > KEPT:  # a million rows take no more memory: two neighbours become their mean
+                    points[:] = binned(points, KEPT // 2)
 
     def _render(self, run: Run, state: str) -> str:
         import jinja2  # only who writes a page waits for it

@@ -8,6 +8,8 @@ from pixart_core.charts import Line, binned, line_chart, smoothed
 from pixart_core.recipe.training import TrainStep
 from pixart_core.training.trackers import band_names
 
+# Of a log row and its pace.
+CURVES = ("loss", "grad_norm", "lr", "images_per_second", "data_wait", "mfu", "tflops")
 Points = Sequence[tuple[float, float]]
 MOST = 400  # points of a line
 DOTTED = 40  # validations that are drawn as dots
@@ -20,7 +22,7 @@ def curve_charts(
     """Title, note, SVG and legend of every chart.
 
     Args:
-        curves: (step, value) of the log by name, those of `pace` among them.
+        curves: (step, value) by name, of `CURVES`.
         validated: rows of `validation.jsonl`.
     """
     charts = [_loss(curves["loss"], validated)]

@@ -97,7 +97,8 @@ def band_names(edges: Sequence[int]) -> list[str]:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     names = dict.fromkeys(name for row in rows for name in row)
-    return [*(["step"] if "step" in names else []), *(name for name in names if name != "step")]
+    first = [name for name in ("step", "weights", "loss") if name in names]
+    return [*first, *(name for name in names if name not in first)]
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
