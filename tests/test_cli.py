@@ -161,6 +161,10 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["evaluate", "--samples", "a", "--bench", "fid", "clpi"], 'got "clpi", did you mean clip?'),
         (["evaluate", "--samples", "a", "clip"], "clip"),
+        (["evaluate", "--curve", "1,2", "--bench", "clip"], "give --checkpoint and --prompts"),
+        (["evaluate", "--curve", "1,x", "--checkpoint", "c", "--prompts", "p"], "expected guidance scales"),
+        (["evaluate", "--curve", "2,2", "--checkpoint", "c", "--prompts", "p"], "two different"),
+        (["evaluate", "--samples", "a", "--checkpoint", "c"], "belong to --curve"),
         (["evaluate", "--samples", "x/a", "--samples", "y/a"], "two sets are called a"),
         (
             ["convert", "--from", "x", "--to", "pixrt"],
@@ -394,6 +398,14 @@ def test_several_benches_follow_one_flag(here: Path, calls: Calls) -> None:
     assert pixart("evaluate", *args, "--limit", "5", "--reference", "real") == 0
     assert calls[0][0].bench == ("fid", "clip", "compbench", "shapes")
     assert (calls[0][0].inception, calls[0][0].limit) == ("w.pth", 5)
+
+
+def test_a_curve_draws_each_scale_with_one_seed_and_scores_them_together(here: Path, calls: Calls) -> None:
+    args = ["--curve", "3,1.5", "--checkpoint", "runs/x", "--prompts", "recipe.yaml", "--seed", "7"]
+    assert pixart("evaluate", *args, "--bench", "clip", "fid", "--reference", "r", "inception=w") == 0
+    *drawn, (scored, _) = [call[:2] for call in calls]
+    assert [(step.guidance_scale, step.seed) for step, _ in drawn] == [(1.5, 7), (3, 7)]
+    assert scored.samples == {f"guidance {step.guidance_scale:g}": str(output) for step, output in drawn}
 
 
 def test_every_step_of_a_recipe_has_a_runner() -> None:

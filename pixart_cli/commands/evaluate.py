@@ -19,6 +19,8 @@ from pixart_core.recipe.schema import EvaluateStep
     "pixart evaluate --bench fid clip compbench --samples new=samples/b --samples old=samples/a "
     "--reference coco/val2014 inception=pt_inception-2015-12-05-6726825d.pth",
     "pixart evaluate --bench compbench compbench.blip=model_base_vqa_capfilt_large.pth",
+    "pixart evaluate --curve 1.5,3,4.5 --checkpoint runs/quickstart/pipeline --prompts prompts.txt "
+    "--bench fid clip --reference photos/ inception=pt_inception-2015-12-05-6726825d.pth",
     "pixart evaluate --samples samples/quickstart runs.stage2=runs/quickstart/stage2 bootstrap=2000",
     fields_of=EvaluateStep,
 )
@@ -49,6 +51,21 @@ def evaluate(
         int | None,
         typer.Option(help="Score the first so many of each set; marks results partial.", show_default=False),
     ] = None,
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCALES",
+            help="Instead of --samples: draw --prompts with --checkpoint at guidance scales such as 1.5,3, "
+            "with the same noise, and plot distance against CLIP score.",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="With --curve: what draws.", show_default=False)
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="With --curve: text file or manifest.", show_default=False)
+    ] = None,
     seed: Seed = None,
     output: Output = None,
     as_json: AsJson = False,
@@ -63,6 +80,21 @@ def evaluate(
             "limit": limit,
             "seed": seed,
         }
+        if curve is not None:
+            from pixart_cli.guidance_samples import sample_scales
+
+            if samples:
+                raise UserError("--curve draws samples of its own: leave --samples out")
+            samples = sample_scales(
+                curve, checkpoint, prompts, limit=limit, seed=seed, as_json=as_json, dry_run=dry_run
+            )
+            if samples is None:
+                return
+            values["limit"] = None
+        elif checkpoint is not None or prompts is not None:
+            raise UserError(
+                "--checkpoint and --prompts belong to --curve; score finished samples by --samples"
+            )
         if not samples:
             from pixart_cli.newest_checkpoint import sample_newest
 
@@ -74,7 +106,8 @@ def evaluate(
         values = {"samples": named} | values
         flags = {field: f"--{field}" for field in values}
         step = step_from_options(EvaluateStep, values, given, flags)
-        execute("evaluate", step, output, "-".join(named), as_json=as_json, dry_run=dry_run)
+        name = f"{name_of(checkpoint)}-curve" if curve and checkpoint else "-".join(named)
+        execute("evaluate", step, output, name, as_json=as_json, dry_run=dry_run)
 
 
 def _benches(flags: list[str], words: list[str]) -> tuple[list[str], list[str]]:

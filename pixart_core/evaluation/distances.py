@@ -1,7 +1,7 @@
 """Distances of sample sets to real images: Fréchet, FID, KID, CMMD and FD-DINOv2, each with its error."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,9 @@ def kernel_results(
     return results, distances
 
 
-def moments_of(rows: CachedRows) -> list[Moments]:
-    """Moments of `rows`, block by block."""
-    return [Moments.of(rows.block(at, min(at + BLOCK, len(rows)))) for at in range(0, len(rows), BLOCK)]
+def moments_of(rows: CachedRows) -> Iterator[Moments]:
+    """Moments of `rows`, block by block; each is as large as a covariance, so merge them as they come."""
+    return (Moments.of(rows.block(at, min(at + BLOCK, len(rows)))) for at in range(0, len(rows), BLOCK))
 
 
 def grouped(rows: CachedRows, groups: np.ndarray) -> Sample:

@@ -1,0 +1,65 @@
+"""`pixart evaluate --curve`: the same prompts and noise drawn at several guidance scales."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pixart_cli.console import RichProgress, show, stdout_to_stderr
+from pixart_cli.outputs import check_output, default_output, name_of
+from pixart_cli.runners import RUNNERS
+from pixart_core.errors import UserError
+from pixart_core.recipe.load import step_from_options
+from pixart_core.recipe.schema import SampleStep
+
+
+def sample_scales(
+    curve: str,
+    checkpoint: str | None,
+    prompts: str | None,
+    *,
+    limit: int | None,
+    seed: int | None,
+    as_json: bool,
+    dry_run: bool,
+) -> list[str] | None:
+    """Draw a sample set for each scale of `curve` (`1.5,3,4.5`); what is drawn already stays.
+
+    Returns:
+        NAME=DIR of each; None if this was a dry run.
+
+    Raises:
+        UserError: no checkpoint, no prompts, or scales that are no numbers; and as `pixart sample`.
+    """
+    scales = _scales(curve)
+    if checkpoint is None or prompts is None:
+        raise UserError("--curve draws at each guidance scale: give --checkpoint and --prompts as well")
+    if not Path(prompts).exists():
+        raise UserError(f"--prompts: no file or manifest folder {prompts}")
+    planned = []
+    for scale in scales:
+        values = {"checkpoint": checkpoint, "prompts_file": prompts, "guidance_scale": scale}
+        values |= {"limit": limit, "seed": seed}
+        step = step_from_options(SampleStep, values, [], {"guidance_scale": "--curve", "limit": "--limit"})
+        output = default_output("sample", f"{name_of(checkpoint)}-guidance-{scale:g}", step)
+        check_output("sample", output, step)
+        planned.append((scale, step, output))
+    if dry_run:
+        plan: dict[str, Any] = {f"guidance {scale:g}": str(output) for scale, _, output in planned}
+        show({"command": "evaluate", "samples": plan}, as_json=as_json)
+        return None
+    with stdout_to_stderr(), RichProgress() as progress:
+        for scale, step, output in planned:
+            print(f"pixart: guidance {scale:g}: samples go to {output}", file=sys.stderr)
+            RUNNERS["sample"](step, output, progress)
+    return [f"guidance {scale:g}={output}" for scale, _, output in planned]
+
+
+def _scales(curve: str) -> Sequence[float]:
+    try:
+        scales = [float(part) for part in curve.split(",") if part.strip()]
+    except ValueError as error:
+        raise UserError(f"--curve: expected guidance scales as 1.5,3,4.5, got {curve!r}") from error
+    if len(set(scales)) < 2:
+        raise UserError(f"--curve: a curve needs two different guidance scales, got {curve!r}")
+    return sorted(set(scales))
