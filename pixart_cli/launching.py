@@ -53,11 +53,11 @@ def processes_for(step: TrainStep, progress: Progress) -> int:
         return step.processes
     if gpus <= 1 or "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch` of one process
         return 1
-    fitting = next(n for n in range(gpus, 0, -1) if step.global_batch_size % (n * step.micro_batch_size) == 0)
+    fitting = next(n for n in range(gpus, 0, -1) if step.global_batch_size % n == 0)
     if fitting < gpus:
         progress.say(
-            f"{fitting} of {gpus} GPUs are used: global_batch_size {step.global_batch_size} is to be a "
-            f"multiple of micro_batch_size {step.micro_batch_size} x processes"
+            f"{fitting} of {gpus} GPUs are used: global_batch_size {step.global_batch_size} is not a "
+            "multiple of more"
         )
     return fitting
 

@@ -91,8 +91,21 @@ def test_processes_take_equal_parts_that_together_are_the_batch(world) -> None:
     parts = [rank_slots(step, SimpleNamespace(num_processes=world, process_index=r)) for r in range(world)]
     assert [slot for part in parts for slot in part] == list(range(24))
     assert {len(part) for part in parts} == {24 // world}
-    with pytest.raises(UserError, match="not a multiple of 5 processes x micro_batch_size 2"):
+    with pytest.raises(UserError, match="24 is not a multiple of 5 processes"):
         rank_slots(step, SimpleNamespace(num_processes=5, process_index=0))
+
+
+@pytest.mark.parametrize(
+    ("processes", "asked", "at_once"),
+    [(1, 12, 12), (2, 12, 12), (3, 12, 8), (4, 5, 3), (8, 12, 3), (24, 12, 1)],
+)
+def test_a_process_computes_at_most_the_micro_batch_and_equal_ones(processes, asked, at_once) -> None:
+    step = TrainStep(
+        features="x", model=ModelOptions(), max_train_steps=1, global_batch_size=24, micro_batch_size=12
+    )
+    step = step.model_copy(update={"micro_batch_size": asked})
+    assert step.micro_batch_of(processes) == at_once
+    assert 24 % (processes * at_once) == 0
 
 
 def test_a_step_can_be_asked_for_without_those_before_it() -> None:

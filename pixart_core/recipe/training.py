@@ -38,7 +38,9 @@ class TrainStep(Strict):
     positions: Positions | None = Field(None, description="Change the resolution of `init`.")
     max_train_steps: PositiveInt
     global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt
+    micro_batch_size: PositiveInt = Field(
+        description="Images that a process computes at once, or fewer if its share of the batch asks for that."
+    )
     learning_rate: PositiveFloat = 2.0e-5
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
     lr_warmup_steps: NonNegativeInt = Field(1000, description="Optimiser steps, however many processes.")
@@ -130,3 +132,16 @@ class TrainStep(Strict):
         if self.snr_gamma < 1.0 and self.loss_weighting == "truncated_snr":
             raise ValueError("snr_gamma is below 1, which truncated_snr does not go under; choose min_snr")
         return self
+
+    def micro_batch_of(self, processes: int) -> int:
+        """Images at once in each of `processes`: the largest part of its share up to micro_batch_size.
+
+        Raises:
+            ValueError: the batch does not divide by the processes.
+        """
+        share, rest = divmod(self.global_batch_size, processes)
+        if rest or not share:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of {processes} processes"
+            )
+        return next(size for size in range(self.micro_batch_size, 0, -1) if share % size == 0)

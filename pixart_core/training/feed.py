@@ -30,8 +30,9 @@ def micro_batches(
         patch_size: of the model; with a bucket's latents it tells how many tokens there are to route.
     """
     bucket, indices = order[number]
-    for start in range(slots.start, slots.stop, step.micro_batch_size):
-        places = range(start, start + step.micro_batch_size)
+    size = step.micro_batch_of(step.global_batch_size // len(slots))
+    for start in range(slots.start, slots.stop, size):
+        places = range(start, start + size)
         batch = make_batch(
             store.batch(
                 bucket,

@@ -23,7 +23,7 @@ def what_fits(run: Run) -> str:
     batch = next(iter(run.micro_batches()))
     rows, columns = batch.latents.shape[-2:]
     tokens = (rows // run.model.config.patch_size) * (columns // run.model.config.patch_size)
-    size = step.micro_batch_size
+    size = run.micro_batch_size
     head = (
         f"out of memory at step {run.counters.step + 1}: {size} images of {height}x{width} at a time "
         f"({tokens} tokens each) do not fit"
@@ -47,7 +47,7 @@ def what_fits(run: Run) -> str:
 def _smaller(run: Run) -> int | None:
     """Half of the micro-batch, or the next smaller number that divides this process's share."""
     share = len(run.slots)
-    below = range(run.step.micro_batch_size // 2, 0, -1)
+    below = range(run.micro_batch_size // 2, 0, -1)
     return next((size for size in below if share % size == 0), None)
 
 
@@ -57,4 +57,4 @@ def _kept_gigabytes(run: Run, tokens: int, checkpointing: str) -> float:
     each = activation_bytes(
         model, tokens, interface, precision=run.step.mixed_precision, checkpointing=checkpointing
     )
-    return each * run.step.micro_batch_size / 1e9
+    return each * run.micro_batch_size / 1e9

@@ -47,13 +47,11 @@ def rank_slots(step: TrainStep, accelerator: Accelerator) -> range:
     Raises:
         UserError: the batch does not divide.
     """
-    world = accelerator.num_processes
-    if step.global_batch_size % (world * step.micro_batch_size):
-        raise UserError(
-            f"global_batch_size {step.global_batch_size} is not a multiple of {world} processes x "
-            f"micro_batch_size {step.micro_batch_size}"
-        )
-    share = step.global_batch_size // world
+    try:
+        step.micro_batch_of(accelerator.num_processes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    share = step.global_batch_size // accelerator.num_processes
     return range(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 

@@ -83,9 +83,14 @@ class Run:
         return self.counters.step >= self.step.max_train_steps
 
     @property
+    def micro_batch_size(self) -> int:
+        """Images that this process computes at once."""
+        return self.step.micro_batch_of(self.accelerator.num_processes)
+
+    @property
     def micro_batches_per_step(self) -> int:
         """Forward passes of this process in an optimiser step."""
-        return len(self.slots) // self.step.micro_batch_size
+        return len(self.slots) // self.micro_batch_size
 
     def micro_batches(self) -> Iterator[TrainingBatch]:
         """This process's micro-batches of the next optimiser step, on the CPU."""

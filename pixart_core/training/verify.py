@@ -50,7 +50,7 @@ def shortened(step: TrainStep, steps: int, processes: int) -> TrainStep:
         update={
             "max_train_steps": steps,
             "lr_warmup_steps": min(step.lr_warmup_steps, steps // 2),
-            "global_batch_size": min(step.global_batch_size, 2 * step.micro_batch_size * processes),
+            "global_batch_size": min(step.global_batch_size, 2 * step.micro_batch_of(processes) * processes),
             "checkpointing_steps": EVERY,
             "checkpointing_minutes": None,
             "checkpoints_total_limit": 2,
@@ -70,7 +70,7 @@ def kill_places(short: TrainStep, kills: int, processes: int) -> list[Place]:
         UserError: too few steps: a kill needs two, so that a state is saved among them.
     """
     steps = short.max_train_steps
-    micro_batches = short.global_batch_size // (short.micro_batch_size * processes)
+    micro_batches = short.global_batch_size // (short.micro_batch_of(processes) * processes)
     if kills < 1 or steps < EVERY * kills:
         raise UserError(f"{kills} kills need at least {max(EVERY, EVERY * kills)} steps, not {steps}")
     places = []
