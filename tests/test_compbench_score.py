@@ -1,5 +1,6 @@
 """T2I-CompBench as a whole: categories, nulls, intervals, missing parts, kills."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -17,7 +18,8 @@ from scipy import stats
 from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pixart_core.errors import UserError
+from pixart_core.artifacts.samples import finish_samples
+from pixart_core.errors import PixartError, UserError
 from pixart_core.evaluation.compbench.answer_cache import AnswerCache
 from pixart_core.evaluation.compbench.blip import BlipVqa
 from pixart_core.evaluation.compbench.layout import (
@@ -318,6 +320,44 @@ def test_two_processes_fill_the_caches_for_the_same_result(
     assert score_compbench(samples, options(folder), tmp_path, Silent()) == result
 
 
+def test_a_limited_set_finds_its_images_under_their_official_names(
+    folder: Path, samples: SampleSet, result: dict, tmp_path: Path
+) -> None:
+    """The set is drawn image by image, so that a limit takes some of every prompt and all numbers change."""
+    order = [sample for half in (0, 1) for sample in samples.samples[half::2]]
+    write = dataclasses.replace(samples, samples=tuple(order))
+    shutil.copytree(folder / "samples", tmp_path / "samples")
+    finish_samples(tmp_path / "samples", order, samples.card)
+    prompts = read_prompts(str(folder / "prompts"), CATEGORIES)
+    found = images_of_prompts(write, prompts)["numeracy"]
+    rows = [json.loads(line) for line in (folder / "detections.jsonl").read_text().splitlines()]
+    boxes = {row["image"]: row for row in rows if "image" in row}
+    drawn = [(entry.prompt, sample) for entry in found for sample in entry.samples]
+    named = [
+        boxes[sample.file] | {"image": f"{prompt.text}_{index:06d}.png"}
+        for index, (prompt, sample) in enumerate(drawn)
+    ]
+    (tmp_path / "official.jsonl").write_text("\n".join(json.dumps(row) for row in named))
+    chosen = options(folder, detections=str(tmp_path / "official.jsonl"), categories=("numeracy",))
+    half = read_sample_set("samples", tmp_path / "samples").first(len(order) // 2)
+    scored = score_compbench(half, chosen, tmp_path / "cache", Silent())["categories"]["numeracy"]
+    assert scored["n"] == 2
+    assert scored["score"] == result["categories"]["numeracy"]["score"]
+
+
+def test_a_dump_that_lacks_an_image_stops_before_the_work(
+    folder: Path, samples: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BlipVqa, "answers", lambda *_: pytest.fail("asked before the dump was looked at"))
+    lines = (folder / "detections.jsonl").read_text().splitlines()
+    (tmp_path / "cut.jsonl").write_text("\n".join(lines[:-1]))
+    last = samples.samples[-1].file
+    with pytest.raises(UserError, match=rf"cut\.jsonl has no detections of {last}"):
+        score_compbench(
+            samples, options(folder, detections=str(tmp_path / "cut.jsonl")), tmp_path / "cache", Silent()
+        )
+
+
 def test_images_in_the_official_layout_score_the_same(
     folder: Path, samples: SampleSet, result: dict, tmp_path: Path
 ) -> None:
@@ -363,6 +403,16 @@ def test_answers_of_torn_batches_do_not_count_and_the_first_answer_stays(tmp_pat
     assert ("c", "q") not in again
     again.append([("e", "q", 3)])
     assert AnswerCache(tmp_path, "model").answer("e", "q") == 3
+
+
+def test_a_cache_that_cannot_be_written_is_a_failure_with_a_name(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path, "model")
+    shutil.rmtree(cache.folder)
+    cache.folder.write_text("in the way")
+    with pytest.raises(PixartError, match="cannot write the cache"):
+        cache.append([("a", "q", 1)])
+    with pytest.raises(UserError, match="cannot be used"):
+        AnswerCache(tmp_path, "model")
 
 
 def test_the_tiny_benchmark_is_one(folder: Path) -> None:

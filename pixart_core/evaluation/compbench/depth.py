@@ -85,24 +85,34 @@ def from_png(image: Image.Image) -> DepthMap:
     return np.asarray(in_frame(image.convert("L")), dtype=np.float32) / np.float32(255)
 
 
-def read_depth(folder: Path, names: list[str]) -> DepthMap:
-    """The depth map of an image from a folder of PNGs of the official code (its `labels/depth`).
+def find_depth(folder: Path, names: list[str]) -> Path:
+    """The depth map of an image among PNGs of the official code (its `labels/depth`).
 
     Args:
         names: what the image may be called.
 
     Raises:
-        UserError: none of them is there, or it is no image.
+        UserError: none of them is there.
     """
     for name in names:
         for path in (folder / name, folder / Path(name).name):
             if path.is_file():
-                try:
-                    with Image.open(path) as image:
-                        return from_png(image)
-                except OSError as error:
-                    raise UserError(f"{path}: no depth map that can be read ({error})") from error
+                return path
     raise UserError(f"compbench.depth: {folder} has no depth map of {names[0]}")
+
+
+def read_depth(folder: Path, names: list[str]) -> DepthMap:
+    """The depth map that `find_depth` finds.
+
+    Raises:
+        UserError: it is not there, or no image.
+    """
+    path = find_depth(folder, names)
+    try:
+        with Image.open(path) as image:
+            return from_png(image)
+    except OSError as error:
+        raise UserError(f"{path}: no depth map that can be read ({error})") from error
 
 
 def mean_depth(depth: DepthMap, box: Box) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pixart_core.artifacts.card import fingerprint
 from pixart_core.evaluation.compbench.answer_cache import AnswerCache
 from pixart_core.evaluation.compbench.boxes import Box
-from pixart_core.evaluation.compbench.depth import DepthModel, mean_depth, read_depth
+from pixart_core.evaluation.compbench.depth import DepthModel, find_depth, mean_depth, read_depth
 from pixart_core.evaluation.compbench.detections import Detections
 from pixart_core.evaluation.compbench.detectors import Detector
 from pixart_core.evaluation.compbench.language import Reader
@@ -127,6 +127,19 @@ def numeracy_scores(
     known = vocabulary(source, labels)
     ceiling = None if known is None else (lambda prompt: numeracy_ceiling(counts[prompt], known))
     return ObjectScores(score, ceiling)
+
+
+def check_dumps(work: Work, source: Detections | Detector, depth: DepthModel | Path | None) -> None:
+    """Look whether the files that the official code made know every image, before any work.
+
+    Raises:
+        UserError: one is missing (named).
+    """
+    for item in work.items:
+        if isinstance(source, Detections):
+            source.of(item.names)
+        if isinstance(depth, Path):
+            find_depth(depth, item.names)
 
 
 def vocabulary(source: Detections | Detector, labels: Sequence[str]) -> Collection[str] | None:

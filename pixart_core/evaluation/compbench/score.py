@@ -12,6 +12,7 @@ from pixart_core.evaluation.compbench.layout import (
     PromptImages,
     export_official_layout,
     images_of_prompts,
+    read_any_samples,
 )
 from pixart_core.evaluation.compbench.missing import (
     NEEDS_BLIP,
@@ -27,6 +28,7 @@ from pixart_core.evaluation.compbench.missing import (
 from pixart_core.evaluation.compbench.object_scores import (
     Ceiling,
     ObjectScores,
+    check_dumps,
     depth_scores,
     numeracy_scores,
     object_protocol,
@@ -85,9 +87,9 @@ def score_compbench(
         progress.say(
             f"compbench: {', '.join(part['categories'])}: no {part['part']} ({part['size']}). {part['fix']}"
         )
+    works = _works(samples, prompts, images, ready, parts, seed)
     categories = {}
-    for category in ready:
-        work = Work.of(samples, images[category], prompts[category], seed)
+    for category, work in works.items():
         score, protocol, ceiling = _scorer(work, parts, options, cache, progress)
         categories[category] = summarise(
             work.images,
@@ -118,10 +120,11 @@ def share_compbench(
     """
     prompts, images = _images(samples, options)
     parts = Parts(options, tuple(images), device or choose_device(None), batch_size)
-    for category in _ready(parts, tuple(images)):
-        work = Work.of(samples, images[category], prompts[category], seed).shared(processes, batch_size)
-        if work.items:
-            _scorer(work, parts, options, cache, Silent())
+    ready = _ready(parts, tuple(images))
+    for work in _works(samples, prompts, images, ready, parts, seed).values():
+        own = work.shared(processes, batch_size)
+        if own.items:
+            _scorer(own, parts, options, cache, Silent())
     processes.wait()
 
 
@@ -132,6 +135,31 @@ def _images(
     refuse_wrong_paths(options)
     prompts = read_prompts(options.prompts, options.categories)
     return prompts, images_of_prompts(samples, prompts)
+
+
+def _works(
+    samples: SampleSet,
+    prompts: Mapping[str, Sequence[Prompt]],
+    images: Mapping[str, Sequence[PromptImages]],
+    categories: Sequence[str],
+    parts: Parts,
+    seed: int,
+) -> dict[str, Work]:
+    """What the scorers work on; dumps of the official code are looked through first."""
+    # Official names count all images, also those that a limit leaves out.
+    whole = (
+        images_of_prompts(read_any_samples(samples.name, samples.folder), prompts)
+        if samples.partial
+        else images
+    )
+    works = {}
+    for category in categories:
+        files = [sample.file for entry in whole[category] for sample in entry.samples]
+        official = {file: index for index, file in enumerate(files)}
+        works[category] = Work.of(samples, images[category], prompts[category], seed, official)
+        if category in NEEDS_BOXES:
+            check_dumps(works[category], parts.boxes, parts.depth if category in NEEDS_DEPTH else None)
+    return works
 
 
 def _missing(parts: Parts, options: CompBenchOptions, images: Collection[str]) -> list[Missing]:

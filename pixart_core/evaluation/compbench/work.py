@@ -1,7 +1,7 @@
 """What all scorers of a category work on: its images, each with its own prompt and another one."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -21,11 +21,13 @@ class Item:
     """One image of a category.
 
     Attributes:
-        index: its number in the category, as official file names count.
+        index: its number in `Work.items`.
+        official_index: its number in the category's official folder, whose images are all of the set's.
         other: the prompt of the null; None where there is only one prompt.
     """
 
     index: int
+    official_index: int
     sample: SampleRecord
     prompt: Prompt
     other: Prompt | None
@@ -38,7 +40,7 @@ class Item:
     @property
     def names(self) -> list[str]:
         """What files of the official code may call the image."""
-        official = f"{prompt_key(self.prompt.text)}_{self.index:06d}.png"
+        official = f"{prompt_key(self.prompt.text)}_{self.official_index:06d}.png"
         folder = f"{self.prompt.category}/{SAMPLES}"
         return [self.sample.file, Path(self.sample.file).name, f"{folder}/{official}", official]
 
@@ -59,9 +61,18 @@ class Work:
 
     @classmethod
     def of(
-        cls, samples: SampleSet, images: Sequence[PromptImages], prompts: Sequence[Prompt], seed: int
+        cls,
+        samples: SampleSet,
+        images: Sequence[PromptImages],
+        prompts: Sequence[Prompt],
+        seed: int,
+        official: Mapping[str, int],
     ) -> "Work":
-        """Pair every image with the prompt of the null."""
+        """Pair every image with the prompt of the null.
+
+        Args:
+            official: number of each file in the category's official folder.
+        """
         drawn = [entry.prompt for entry in images]
         null: Sequence[Prompt | None] = others(drawn, seed) or [None] * len(drawn)
         pairs = [
@@ -69,7 +80,10 @@ class Work:
             for entry, other in zip(images, null, strict=True)
             for sample in entry.samples
         ]
-        items = tuple(Item(index, *pair) for index, pair in enumerate(pairs))
+        items = tuple(
+            Item(index, official[sample.file], sample, prompt, other)
+            for index, (sample, prompt, other) in enumerate(pairs)
+        )
         return cls(samples, prompts[0].category, tuple(images), tuple(prompts), items)
 
     def batches(self, size: int) -> Iterator[list[tuple[Item, str, bytes]]]:
