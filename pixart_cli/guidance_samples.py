@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pixart_cli import runners
 from pixart_cli.console import RichProgress, show, stdout_to_stderr
 from pixart_cli.outputs import check_output, default_output, name_of
-from pixart_cli.runners import RUNNERS
 from pixart_core.errors import UserError
 from pixart_core.recipe.load import step_from_options
 from pixart_core.recipe.schema import SampleStep
@@ -51,7 +51,7 @@ def sample_scales(
     with stdout_to_stderr(), RichProgress() as progress:
         for scale, step, output in planned:
             print(f"pixart: guidance {scale:g}: samples go to {output}", file=sys.stderr)
-            RUNNERS["sample"](step, output, progress)
+            runners.RUNNERS["sample"](step, output, progress)
     return [f"guidance {scale:g}={output}" for scale, _, output in planned]
 
 
