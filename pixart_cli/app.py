@@ -18,6 +18,7 @@ from pixart_cli.commands.train import train
 from pixart_cli.errors import fail, user_errors
 from pixart_cli.options import examples
 from pixart_core import __version__
+from pixart_core.slurm import join_slurm
 
 # Libraries speak on their own unless told not to; a user's own setting wins.
 QUIET = {
@@ -80,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0, 1 a failure, 2 a mistake in what was asked, 75 to be continued, 130 Ctrl-C.
     """
     quieten()
+    join_slurm()
     with user_errors():
         try:
             code = get_command(app).main(args=args, prog_name="pixart", standalone_mode=False)

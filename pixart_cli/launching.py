@@ -41,11 +41,6 @@ def processes_for(step: TrainStep, progress: Progress) -> int:
                 f"processes: {step.processes}, but the launcher started {started} here: leave `processes` out"
             )
         return 1
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        raise UserError(
-            "srun started several tasks of pixart train, which would not know of each other: start one task "
-            "a node, with torchrun inside (docs/distributed.md)"
-        )
     gpus = visible_gpus()
     if step.processes is not None:
         if gpus and step.processes > gpus:

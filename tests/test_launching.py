@@ -16,6 +16,7 @@ from pixart_core.artifacts.card import Card
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.slurm import first_host, join_slurm
 
 RECIPE = """
 name: tiny
@@ -102,9 +103,39 @@ def test_what_cannot_be_started_is_refused(gpus, monkeypatch) -> None:
     gpus(2)
     with pytest.raises(UserError, match=r"shows 2 GPU"):
         processes_for(make_step(processes=4), Silent())
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    with pytest.raises(UserError, match="one task a node, with torchrun"):
-        processes_for(make_step(), Silent())
+
+
+SLURM = {
+    "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "20", "SLURM_PROCID": "17",
+    "SLURM_LOCALID": "1", "SLURM_NODEID": "2", "SLURM_STEP_TASKS_PER_NODE": "8(x2),4",
+    "SLURM_STEP_NODELIST": "gpu[07-08,12]",
+}  # fmt: skip
+
+
+def test_a_task_of_srun_knows_its_rank_and_the_first_machine() -> None:
+    environment = dict(SLURM)
+    join_slurm(environment)
+    told = {name: value for name, value in environment.items() if name not in SLURM}
+    assert told == {
+        "RANK": "17", "WORLD_SIZE": "20", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
+        "MASTER_ADDR": "gpu07", "MASTER_PORT": "18458",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"SLURM_STEP_NUM_TASKS": "1"}, {"RANK": "3"}])
+def test_a_single_task_and_what_a_launcher_started_are_left_as_they_are(changes) -> None:
+    environment = SLURM | changes
+    before = dict(environment)
+    join_slurm(environment)
+    assert environment == before
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [("a", "a"), ("a,b", "a"), ("n[1-3]", "n1"), ("n[03,07],m", "n03"), ("r1n[2-4]-ib,x", "r1n2-ib")],
+)
+def test_the_first_of_slurms_hosts(hosts, first) -> None:
+    assert first_host(hosts) == first
 
 
 def pixart(folder: Path, *args: str, fault: str = "none::0") -> "subprocess.CompletedProcess[str]":

@@ -21,6 +21,7 @@ ALLOWED = {
     "seeding": set(),
     "launch": set(),
     "sizes": set(),
+    "slurm": set(),
     "charts": set(),
     "recipe": LOW,
     "artifacts": LOW,

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from pixart_cli.console import RichProgress, show, stdout_to_stderr
+from pixart_cli.console import RichProgress, is_first_process, show, stdout_to_stderr
 from pixart_cli.errors import user_errors
 from pixart_cli.options import AsJson, DryRun, Output, with_examples
 from pixart_cli.planner import Gpu, Mfu, Price, chain_plan_text, plan_overrides
 from pixart_cli.runners import RUNNERS
-from pixart_core.errors import UserError
+from pixart_core.errors import ToldElsewhereError, UserError
 from pixart_core.recipe.chain import check_root, run_chain
 from pixart_core.recipe.estimate import estimate_recipe
 from pixart_core.recipe.load import load_recipe
@@ -54,6 +54,8 @@ def run(
     """
     with user_errors():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if not is_first_process():
+                raise ToldElsewhereError(2)
             raise UserError(
                 "pixart run starts the processes of its steps itself: run it without torchrun, and let "
                 "`STEP.processes=N` say how many"

@@ -30,14 +30,20 @@ def connect() -> Accelerator:
     Raises:
         UserError: a launch that would not train one model together.
     """
-    accelerator = Accelerator(mixed_precision="no")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if launched > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE says {launched} processes, but {', '.join(missing)} is not set: launch with "
+            "torchrun or accelerate, or unset WORLD_SIZE"
+        )
+    # Without a GPU accelerate would leave each of them alone.
+    accelerator = Accelerator(mixed_precision="no", cpu=launched > 1 and not torch.accelerator.is_available())
     if accelerator.distributed_type not in SUPPORTED:
         raise UserError(f"{accelerator.distributed_type.value} is not supported, only DDP and FSDP2")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
-        raise UserError(
-            f"{launched} processes were launched, but each trains alone; on a CPU set ACCELERATE_USE_CPU=true"
-        )
+        made = accelerator.num_processes
+        raise UserError(f"{launched} processes were launched, but accelerate connected {made}")
     return accelerator
 
 
