@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[1]
 MODULES = sorted([*REPOSITORY.glob("pixart_core/**/*.py"), *REPOSITORY.glob("pixart_cli/**/*.py")])
 
 # Each area and the areas that it may import (besides itself).
-BOTTOM = {"errors", "progress", "seeding", "launch", "sizes", "charts", "root"}
+BOTTOM = {"slurm", "errors", "progress", "seeding", "launch", "sizes", "charts", "root"}
 LOW = BOTTOM | {"recipe", "artifacts"}
 MIDDLE = LOW | {"models", "diffusion"}
 WORK = MIDDLE | {"encoders", "data", "training", "conversion", "sampling", "evaluation"}
