@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from pixart_core.errors import PixartError, UnfinishedError, UserError
-from pixart_core.launch import meeting_point, visible_gpus
+from pixart_core.launch import BEGAN, began, meeting_point, visible_gpus
 from pixart_core.progress import Progress
 from pixart_core.recipe.training import TrainStep
 
@@ -84,7 +84,7 @@ def _start(folder: Path, rank: int, count: int, port: int) -> "subprocess.Popen[
     environment = {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", BEGAN: str(began()),
     }  # fmt: skip
     if not visible_gpus():
         environment["ACCELERATE_USE_CPU"] = "true"

@@ -4,13 +4,19 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 # Rank 0 may look at millions of images while the others wait; the default of half an hour would end the run.
 PATIENCE = datetime.timedelta(days=14)
+
+
+# Set for the processes of a launch.
+BEGAN = "PIXART_BEGAN"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,27 @@ def connect() -> Processes:
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.local_process_index)
+
+
+def began() -> float:
+    """When the command was started that this process belongs to, by the clock that runs since boot.
+
+    That is this process itself, or the one that launched it and set `BEGAN`; now, where the system does not
+    tell (not Linux).
+    """
+    if BEGAN in os.environ:
+        return float(os.environ[BEGAN])
+    try:
+        # The second field, the command, may hold blanks and brackets.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return boot_seconds()
+
+
+def boot_seconds() -> float:
+    """Seconds since the machine was booted; sleep counts where the system has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def visible_gpus() -> int:

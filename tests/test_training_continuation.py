@@ -22,6 +22,7 @@ from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.lock import only_launch
 from pixart_core.artifacts.seal import check_seal, seal
 from pixart_core.errors import PixartError, UnfinishedError, UserError
+from pixart_core.launch import BEGAN, began, boot_seconds
 from pixart_core.progress import Silent
 from pixart_core.recipe.plan import plan_chain
 from pixart_core.recipe.records import Records
@@ -29,7 +30,7 @@ from pixart_core.recipe.schema import Recipe
 from pixart_core.recipe.token_routing import TokenRouting
 from pixart_core.recipe.training import ModelOptions, MuonOptions, TrainStep
 from pixart_core.training import budget
-from pixart_core.training.budget import Clock, process_age
+from pixart_core.training.budget import Clock
 from pixart_core.training.log import read_rows, without_clock
 from pixart_core.training.loop import run_training
 from pixart_core.training.state import saved_states, step_of
@@ -314,7 +315,7 @@ def test_a_signal_ends_a_run_after_its_step_with_the_state_saved(tmp_path, store
 
 
 def test_however_short_the_time_every_sitting_gets_further(tmp_path, store, whole, monkeypatch) -> None:
-    monkeypatch.setattr(budget, "process_age", lambda: 3600.0)
+    monkeypatch.setattr(budget, "began", lambda: boot_seconds() - 3600)
     step = make_step(store, max_train_time="30m", checkpointing_steps=100)
     for number in range(1, 6):
         with pytest.raises(UnfinishedError, match=f"max_train_time 30m at step {number} of 6; run the same"):
@@ -327,7 +328,9 @@ def test_however_short_the_time_every_sitting_gets_further(tmp_path, store, whol
 def test_the_clock_keeps_a_step_and_a_save_in_reserve(monkeypatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(budget.time, "monotonic", lambda: now[0])
-    clock = Clock(make_step("x", max_train_time="2m", checkpointing_minutes=1), age=20.0)
+    monkeypatch.setattr(budget, "began", lambda: 480.0)
+    monkeypatch.setattr(budget, "boot_seconds", lambda: 500.0)
+    clock = Clock(make_step("x", max_train_time="2m", checkpointing_minutes=1))
 
     def passes(seconds: float) -> None:
         now[0] += seconds
@@ -348,7 +351,7 @@ def test_the_clock_keeps_a_step_and_a_save_in_reserve(monkeypatch) -> None:
     assert not clock.asks_to_save
     passes(0.5)
     assert clock.asks_to_save
-    assert not Clock(make_step("x"), age=1e9).is_over
+    assert not Clock(make_step("x")).is_over
 
 
 def test_states_are_saved_by_time(tmp_path, store) -> None:
@@ -357,10 +360,12 @@ def test_states_are_saved_by_time(tmp_path, store) -> None:
     assert states(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_age_of_a_process_is_what_the_system_says() -> None:
-    first = process_age()
+def test_the_age_of_a_process_is_what_the_system_says(monkeypatch) -> None:
+    first = boot_seconds() - began()
     theirs = time.time() - psutil.Process().create_time()
-    assert first - 2 <= theirs <= process_age() + 2  # psutil rounds the start of the system
+    assert first - 2 <= theirs <= boot_seconds() - began() + 2  # psutil rounds the start of the system
+    monkeypatch.setenv(BEGAN, "5")
+    assert began() == 5.0
 
 
 def test_a_chain_goes_on_with_a_step_whose_options_may_change(tmp_path) -> None:

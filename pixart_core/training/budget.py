@@ -1,22 +1,10 @@
 """When a training saves and ends by the clock: so that its time is over before the cluster's is."""
 
-import contextlib
-import os
 import time
-from pathlib import Path
 
+from pixart_core.launch import began, boot_seconds
 from pixart_core.recipe.saving import duration_seconds
 from pixart_core.recipe.training import TrainStep
-
-
-def process_age() -> float:
-    """Seconds since this process was started; 0 where the system does not tell (not Linux)."""
-    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-        # The second field, the command, may hold blanks and brackets.
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
-    return 0.0
 
 
 class Clock:
@@ -25,11 +13,11 @@ class Clock:
     The longest step and the longest save so far are kept in reserve, so that both are done in time.
     """
 
-    def __init__(self, step: TrainStep, age: float | None = None) -> None:
+    def __init__(self, step: TrainStep) -> None:
         self.limit = None if step.max_train_time is None else duration_seconds(step.max_train_time)
         self.interval = None if step.checkpointing_minutes is None else 60 * step.checkpointing_minutes
         now = time.monotonic()
-        self.began = now - (process_age() if age is None else age)
+        self.began = now - (boot_seconds() - began())
         self.last_step = self.last_save = now
         self.longest_step = self.longest_save = 0.0
 

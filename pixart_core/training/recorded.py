@@ -12,9 +12,9 @@ from accelerate import Accelerator
 
 from pixart_core import __version__
 from pixart_core.artifacts.card import read_card
-from pixart_core.artifacts.checkpoint import LOG
+from pixart_core.artifacts.checkpoint import LOG, TRANSFORMER
 from pixart_core.artifacts.publish import write_json, write_text
-from pixart_core.errors import PixartError, UserError
+from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.sameness import Changes, differences, field_of, recorded, recorded_changes, same_work
 from pixart_core.recipe.training import TrainStep
@@ -31,6 +31,8 @@ def finished_result(step: TrainStep, output: Path) -> dict[str, Any] | None:
     """The result of the finished training that `output` holds, if it is that of `step`."""
     card = read_card(output)
     if card is None or card["kind"] != "checkpoint" or not same_work(card, step):
+        return None
+    if not (output / TRANSFORMER / "config.json").exists():  # removed since: it is written again
         return None
     rows = read_rows(output / LOG)
     last = rows[-1] if rows else {}
@@ -97,11 +99,8 @@ def record_sitting(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": accelerator.num_processes,
     }
-    try:
-        with (output / HISTORY).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise PixartError(f"cannot write {output / HISTORY}: {error.strerror}") from error
+    rows = [*read_rows(output / HISTORY), row]
+    write_text(output / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _unrecorded_changes(path: Path, step: TrainStep) -> Changes:

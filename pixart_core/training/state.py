@@ -89,7 +89,9 @@ def save_state(
     # States of later steps were passed over as damaged when the run continued: they count for nothing.
     behind = [state for state in states if state.name > folder.name]
     for old in (*behind, *states[: len(states) - len(behind)][:-keep]):
-        shutil.rmtree(old)
+        going = old.with_name(f".{old.name}.old")  # a kill shall not leave half of it under its name
+        old.rename(going)
+        shutil.rmtree(going)
 
 
 def saved_states(root: Path) -> list[Path]:
@@ -116,7 +118,9 @@ def load_newest(
     problems: list[str] = []
     for name in all_told(accelerator, [state.name for state in reversed(saved_states(root))])[0]:
         folder = root / name
-        damages = all_told(accelerator, _damage(folder, model))
+        # Each machine hashes the files once.
+        own = _damage(folder, model, thorough=accelerator.is_local_main_process)
+        damages = all_told(accelerator, own)
         if ABSENT in damages:
             raise UserError(
                 f"process {damages.index(ABSENT)} does not see {folder}: the output must be shared"
@@ -128,12 +132,12 @@ def load_newest(
     return Counters(), problems
 
 
-def _damage(folder: Path, model: nn.Module) -> str:
-    """Why this process cannot read a state; empty if it can."""
+def _damage(folder: Path, model: nn.Module, *, thorough: bool) -> str:
+    """Why this process cannot read a state; empty if it can. `thorough` compares the hashes, too."""
     if not folder.is_dir():
         return ABSENT
     try:
-        check_seal(folder)
+        check_seal(folder, hashes=thorough)
         for name in (MODEL, EMA):
             check_layouts(folder / name, dict(model.named_parameters()))
         tensor_shapes(folder / OPTIMIZER)
