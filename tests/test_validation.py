@@ -12,6 +12,7 @@ from stores import write_tiny_store
 from torch import nn
 
 from pixart_core.errors import UserError
+from pixart_core.models.block import TransformerBlock
 from pixart_core.progress import Silent
 from pixart_core.recipe.training import ModelOptions, MuonOptions, TrainStep
 from pixart_core.training.averaged import evaluating
@@ -163,6 +164,22 @@ def test_weights_and_averages_are_as_before_bit_for_bit() -> None:
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name])
         assert torch.equal(ema.weights[name], averages[name])
+
+
+def test_nothing_is_compiled_for_a_validation(tmp_path: Path, store: Path) -> None:
+    run = opened(store, tmp_path / "run")
+    blocks = [module for module in run.model.modules() if isinstance(module, TransformerBlock)]
+
+    def compiled(*_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("called")
+
+    for block in blocks:
+        block.compiled = compiled
+    validation = ValidationLoss(run.step.validation)  # type: ignore[arg-type]
+    validation.begin(run)
+    validation._losses(run, "ema")
+    assert len(blocks) == 2
+    assert all(block.compiled is compiled for block in blocks)
 
 
 def test_features_of_their_own_are_validated_on(tmp_path: Path, store: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from pixart_core.models.block import TransformerBlock
 from pixart_core.training.ema import Ema
 from pixart_core.training.shards import local
 
@@ -15,10 +16,14 @@ def evaluating(model: nn.Module, ema: Ema | None) -> Iterator[None]:
     """`model` in evaluation mode, with the averaged weights if `ema` is given; no gradients inside.
 
     Weights and averages change places tensor by tensor, so that no second model has to fit on the device;
-    afterwards both are bit for bit as before.
+    afterwards both are bit for bit as before. Compiled blocks run as they are written: other sizes and no
+    gradients would be compiled anew, for a few passes.
     """
     training = model.training
     model.eval()
+    compiled = [(block, block.compiled) for block in model.modules() if isinstance(block, TransformerBlock)]
+    for block, _ in compiled:
+        block.compiled = None
     exchanged: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
@@ -33,6 +38,8 @@ def evaluating(model: nn.Module, ema: Ema | None) -> Iterator[None]:
             _reshard(model)
             for pair in exchanged:
                 _exchange(*pair)
+        for block, run in compiled:
+            block.compiled = run
         model.train(training)
 
 
