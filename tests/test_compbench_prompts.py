@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 from compbench_samples import PROMPTS, noise, write_prompts, write_samples
+from huggingface_hub import HfApi
 
 from pixart_core.errors import UserError
 from pixart_core.evaluation.compbench.layout import (
@@ -57,10 +58,30 @@ def test_prompts_come_from_the_configurations_of_a_data_set(monkeypatch: pytest.
         return datasets.DatasetDict({"val": rows})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: None)
     read = read_prompts("someone/compbench", ["color"])
     assert [prompt.text for prompt in read["color"]] == PROMPTS["color"]
     with pytest.raises(UserError, match=r"shape_val.*hub"):
         read_prompts("someone/compbench", ["shape"])
+
+
+def test_without_a_network_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def refuse(self: HfApi, name: str, **_: object) -> None:
+        asked.append(name)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: pytest.fail("tried all the same"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(UserError, match=r"someone/compbench \(color_val\).*no network"):
+        read_prompts("someone/compbench", ["color", "shape"])
+    assert asked == ["someone/compbench"]
+    # What an earlier run downloaded is left to `datasets`, which has it.
+    (tmp_path / "someone___compbench").mkdir()
+    with pytest.raises(pytest.fail.Exception, match="tried all the same"):
+        read_prompts("someone/compbench", ["color"])
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\r\n \n", "no prompts"), (b"\xff\xfe\x00", "as text")])
