@@ -6,9 +6,14 @@ import weakref
 
 import pytest
 import torch
+from stores import write_tiny_store
 
 from pixart_core.errors import UserError
+from pixart_core.progress import Silent
+from pixart_core.recipe.training import ModelOptions, TrainStep
 from pixart_core.training.ahead import DEPTH, ReadAhead
+from pixart_core.training.batches import TrainingBatch, pinned
+from pixart_core.training.loop import run_training
 
 
 class Batch:
@@ -130,3 +135,36 @@ def test_it_takes_one_core_and_leaves_the_others_threads_as_they_were() -> None:
         torch.set_num_threads(threads)
     assert counts[0] == 1
     assert counts[-2:] == [3, 3]
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", [1])])
+def test_for_a_gpu_every_tensor_is_pinned_beside_that_gpu(
+    monkeypatch, device: str, chosen: list[int]
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: found.append(device.index))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # without a GPU none is pinned
+    values = torch.zeros(2, 1)
+    batch = TrainingBatch(values, values, values, values, values, None, values, values, ["a", "b"])
+    (locked,) = pinned([batch], torch.device(device))
+    assert found == chosen
+    tensors = [value for value in vars(locked).values() if value is not None and value is not locked.ids]
+    assert len(tensors) == 7
+    assert all(bool((value == 1).all()) for value in tensors)
+
+
+def test_a_training_tells_of_a_damaged_shard_as_if_it_had_read_it_itself(tmp_path) -> None:
+    store = write_tiny_store(tmp_path / "features")
+    step = TrainStep(
+        features=str(store),
+        model=ModelOptions(num_layers=1, num_attention_heads=2, attention_head_dim=8, sample_size=8),
+        max_train_steps=2,
+        global_batch_size=4,
+        micro_batch_size=4,
+        uncond="learned",  # the encoded empty caption would be read before the training begins
+    )
+    for shard in store.glob("text-*.safetensors"):
+        shard.write_bytes(b"\xff" * shard.stat().st_size)
+    with pytest.raises(UserError, match=r"text-.*safetensors is damaged"):
+        run_training(step, tmp_path / "run", Silent())
+    assert reading() == []

@@ -1,7 +1,7 @@
 """From stored features to a batch to train on: every draw depends on (seed, step, place in the batch)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,21 +39,27 @@ class TrainingBatch:
 
     def to(self, device: torch.device) -> "TrainingBatch":
         """The same batch on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "TrainingBatch":
         """The same batch in page-locked memory, from which a GPU fetches it while it computes."""
-        locked: dict[str, Any] = {
-            field.name: value.pin_memory()
+        return self._with_tensors(lambda tensor: tensor.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "TrainingBatch":
+        changed: dict[str, Any] = {
+            field.name: change(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return dataclasses.replace(self, **locked)
+        return dataclasses.replace(self, **changed)
+
+
+def pinned(batches: Iterable[TrainingBatch], device: torch.device) -> Iterator[TrainingBatch]:
+    """`batches` in page-locked memory, whatever thread asks for them."""
+    if device.index is not None:
+        torch.cuda.set_device(device)  # each thread begins with the first GPU, and would take memory there
+    for batch in batches:
+        yield batch.pinned()
 
 
 @dataclasses.dataclass(frozen=True)

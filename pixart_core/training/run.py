@@ -19,7 +19,7 @@ from pixart_core.progress import Progress
 from pixart_core.recipe.sameness import Changes
 from pixart_core.recipe.training import TrainStep
 from pixart_core.training.ahead import ReadAhead
-from pixart_core.training.batches import TrainingBatch
+from pixart_core.training.batches import TrainingBatch, pinned
 from pixart_core.training.ema import Ema
 from pixart_core.training.feed import micro_batches
 from pixart_core.training.initial import ReadInit
@@ -108,7 +108,8 @@ class Run:
             null_class=self.model.config.num_embeds_ada_norm,
             patch_size=self.model.config.patch_size,
         )
-        return (batch.pinned() for batch in batches) if self.accelerator.device.type == "cuda" else batches
+        device = self.accelerator.device
+        return pinned(batches, device) if device.type == "cuda" else batches
 
     def save(self) -> None:
         """Publish the state of now (see `save_state`); all processes come here."""
