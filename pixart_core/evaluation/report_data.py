@@ -92,6 +92,7 @@ def verdict_in_words(metrics: Mapping[str, Mapping[str, Any]]) -> str:
             sentences.append("No single attribute was ever wrong.")
     for table in clip_tables(metrics):
         sentences += [_clip_in_words(row) for row in table["rows"]]
+    sentences += _compbench_in_words(metrics)
     if not sentences:
         return (
             "No benchmark in this report tells whether the pictures follow their prompts: "
@@ -109,6 +110,21 @@ def _clip_in_words(row: Mapping[str, Any]) -> str:
         f"In {row['samples']}, the CLIP score {row['score']:.4f} is {above} that of shuffled prompts "
         f"({row['null']:.4f})."
     )
+
+
+def _compbench_in_words(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    sentences = []
+    for name, values in metrics.items():
+        categories = values.get("compbench", {}).get("categories", {})
+        gains = {category: result["score_minus_null_ci95"] for category, result in categories.items()}
+        told = {category: interval[0] > 0 for category, interval in gains.items() if interval}
+        if told:
+            above = ", ".join(category for category, is_above in told.items() if is_above)
+            sentences.append(
+                f"In {name}, {sum(told.values())} of {len(told)} categories of T2I-CompBench score above "
+                f"shuffled prompts{f' ({above})' if above else ''}."
+            )
+    return sentences
 
 
 def _percent(share: float) -> str:
