@@ -122,8 +122,13 @@ def test_a_checkpoint_of_another_prediction_is_refused(tmp_path, store) -> None:
         ({"snr_gamma": 3.0}, "snr_gamma bounds loss_weighting min_snr and truncated_snr"),
         ({"snr_gamma": 0.5, "loss_weighting": "truncated_snr"}, "below 1"),
         ({"loss_weighting": "min-snr"}, "min_snr"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"token_routing": {"off_for_last": 1.0}}, "off_for_last"),
+        ({"token_routing": {"selection_ratio": 1.0}}, "selection_ratio"),
+        ({"optimizer": {"kind": "came", "betas": (0.9, 0.999)}}, "betas"),
+        ({"optimizer": {"kind": "adamw8bit", "betas": (0.9, 1.0)}}, "betas"),
     ],
 )
-def test_weightings_that_mean_nothing_are_refused(store, options, message) -> None:
+def test_options_that_mean_nothing_are_refused(store, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_step(store, **options)

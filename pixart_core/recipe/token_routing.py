@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from pixart_core.errors import UserError
-from pixart_core.recipe.base import Fraction, Strict
+from pixart_core.recipe.base import Strict
 
 
 class TokenRouting(Strict):
@@ -18,7 +18,7 @@ class TokenRouting(Strict):
     end_block: PositiveInt | None = Field(
         None, description="First block that takes all tokens again; default: num_layers - start_block."
     )
-    off_for_last: Fraction = Field(
+    off_for_last: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="Share of the steps, at the end, in which all tokens take all blocks."
     )
 

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pixart_core.recipe.base import Fraction, Source, Strict
 from pixart_core.recipe.failing import FAILING, NonFiniteOptions
 from pixart_core.recipe.model_options import ModelOptions, Positions
-from pixart_core.recipe.optimizers import AdamWOptions, MuonOptions, OptimizerOptions
+from pixart_core.recipe.optimizers import AdamWOptions, Decay, MuonOptions, OptimizerOptions
 from pixart_core.recipe.saving import SAVING, Duration
 from pixart_core.recipe.token_routing import TokenRouting
 from pixart_core.recipe.watching import WATCHING, Trackers, ValidationOptions
@@ -53,7 +53,7 @@ class TrainStep(Strict):
         "optimizer.kind=muon, 'optimizer={kind: came}'.",
     )
     max_grad_norm: PositiveFloat = 0.01
-    ema_decay: Fraction = Field(0.9999, description="0 publishes the weights as trained.")
+    ema_decay: Decay = Field(0.9999, description="0 publishes the weights as trained.")
     offload_ema: bool = Field(
         False, description="Keep the averages in the main memory instead of the GPU's (4 bytes a parameter)."
     )
