@@ -120,7 +120,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
 def _summary(result: Mapping[str, Any]) -> str:
     """The verdict, what it rests on, and what differs."""
     kills = [
-        f"  step {kill['step']} ({kill['point']}), from {kill['continued_at']}" for kill in result["kills"]
+        f"  step {kill['step']} ({kill['point']}), then from step {kill['continued_at']}"
+        for kill in result["kills"]
     ]
     lines = [
         result["verdict"],

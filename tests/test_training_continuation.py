@@ -354,6 +354,12 @@ def test_the_clock_keeps_a_step_and_a_save_in_reserve(monkeypatch) -> None:
     assert not Clock(make_step("x")).is_over
 
 
+def test_milestones_stay(tmp_path, store) -> None:
+    step = make_step(store, checkpointing_steps=1, checkpoints_total_limit=1, checkpoints_keep_every=2)
+    run_training(step.model_copy(update={"max_train_steps": 5}), tmp_path / "run", Silent())
+    assert states(tmp_path / "run") == [2, 4, 5]
+
+
 def test_states_are_saved_by_time(tmp_path, store) -> None:
     step = make_step(store, checkpointing_steps=100, checkpointing_minutes=1e-9, checkpoints_total_limit=9)
     run_training(step, tmp_path / "run", Silent())

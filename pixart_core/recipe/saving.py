@@ -7,7 +7,14 @@ from pydantic import BeforeValidator
 
 # Fields of `TrainStep` that no weight depends on.
 SAVING = frozenset(
-    {"checkpointing_steps", "checkpointing_minutes", "checkpoints_total_limit", "log_every", "max_train_time"}
+    {
+        "checkpointing_steps",
+        "checkpointing_minutes",
+        "checkpoints_total_limit",
+        "checkpoints_keep_every",
+        "log_every",
+        "max_train_time",
+    }
 )
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _UNITED = re.compile(r"(?:\d+(?:\.\d+)?\s*[dhms]\s*)+", re.IGNORECASE)

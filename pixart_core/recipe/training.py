@@ -105,6 +105,9 @@ class TrainStep(Strict):
         "minutes, or 1-12:00:00 as SLURM writes it.",
     )
     checkpoints_total_limit: PositiveInt = 2
+    checkpoints_keep_every: PositiveInt | None = Field(
+        None, description="Keep besides the states of updates that are multiples of this."
+    )
     log_every: PositiveInt = 20
     validation: ValidationOptions | None = Field(
         None, description="Loss by timestep on fixed noise, and pictures, every so many updates."

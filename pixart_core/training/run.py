@@ -121,6 +121,7 @@ class Run:
                 self.optimizers,
                 self.counters,
                 keep=self.step.checkpoints_total_limit,
+                keep_every=self.step.checkpoints_keep_every,
                 accelerator=self.accelerator,
             )
 

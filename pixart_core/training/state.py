@@ -55,9 +55,12 @@ def save_state(
     counters: Counters,
     *,
     keep: int,
+    keep_every: int | None = None,
     accelerator: Accelerator,
 ) -> None:
     """Publish `root/step_XXXXXXXX` whole and on the disk, then delete all but the newest `keep` of them.
+
+    Those whose step is a multiple of `keep_every` stay besides.
 
     All processes must come here; the first writes. Tensors are whole in the files, under the model's names,
     so that the state does not depend on how many processes there are and what each of them holds.
@@ -88,7 +91,12 @@ def save_state(
     states = saved_states(root)
     # States of later steps were passed over as damaged when the run continued: they count for nothing.
     behind = [state for state in states if state.name > folder.name]
-    for old in (*behind, *states[: len(states) - len(behind)][:-keep]):
+    ordinary = [
+        state
+        for state in states[: len(states) - len(behind)]
+        if keep_every is None or step_of(state) % keep_every
+    ]
+    for old in (*behind, *ordinary[:-keep]):
         going = old.with_name(f".{old.name}.old")  # a kill shall not leave half of it under its name
         old.rename(going)
         shutil.rmtree(going)
