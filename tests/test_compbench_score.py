@@ -207,6 +207,7 @@ def test_intervals_of_equal_groups_are_student_s_t_over_their_means() -> None:
     expected = stats.t.interval(0.95, 39, loc=means.mean(), scale=stats.sem(means))
     assert interval(list(values)) == pytest.approx(expected, abs=5e-5 + 1e-9)
     assert interval([values[0]]) is None
+    assert interval([np.ones(3), np.zeros(3)], least=0.0) == [0.0, 1.0]  # t of one degree of freedom is wide
 
 
 def test_intervals_cover_the_mean_as_often_as_they_say() -> None:

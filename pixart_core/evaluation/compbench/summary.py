@@ -77,7 +77,8 @@ def summarise(
         "protocol": protocol.id,
         "comparable": protocol.comparable,
         "score": _mean(scores),
-        "ci95": interval(scores),
+        # A cosine may be less than 0, all other scores are shares.
+        "ci95": interval(scores, least=min(0.0, -1.0 * any((group < 0).any() for group in scores))),
         "n": sum(map(len, scores)),
         "n_prompts": len(scores),
         "null": _mean(nulls) if has_null else None,
@@ -104,8 +105,10 @@ def summarise(
     }
 
 
-def interval(groups: Sequence[Float[np.ndarray, " images"]]) -> list[float] | None:
+def interval(groups: Sequence[Float[np.ndarray, " images"]], least: float = -1.0) -> list[float] | None:
     """95 % interval of the mean over all values, of which those of a group (a prompt) stand together.
+
+    It ends where scores do, at `least` and 1.
 
     Student's t over groups; with groups of one size that of their means, else by the ratio estimator's
     residuals. None for fewer than two groups.
@@ -118,7 +121,7 @@ def interval(groups: Sequence[Float[np.ndarray, " images"]]) -> list[float] | No
     residuals = (sums - mean * sizes) / sizes.mean()
     error = np.sqrt((residuals**2).sum() / (count - 1) / count)
     half = stats.t.ppf(0.975, count - 1) * error
-    return [round(float(mean - half), DIGITS), round(float(mean + half), DIGITS)]
+    return [round(max(float(mean - half), least), DIGITS), round(min(float(mean + half), 1.0), DIGITS)]
 
 
 def _mean(groups: Sequence[Float[np.ndarray, " images"]]) -> float:
