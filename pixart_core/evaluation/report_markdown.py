@@ -16,7 +16,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"**Partial:** of {escaped(name)}, {partial['scored']} of {partial['of']} samples were scored."
         )
     parts += _shapes(report) + _clip(report) + _compbench(report) + _distances(report)
-    parts += _paired(report) + _paper(report)
+    parts += _paired(report) + _curves(report) + _paper(report)
     versions = ", ".join(f"{escaped(name)} {escaped(v)}" for name, v in report["versions"].items())
     parts.append(f"pixart {escaped(report['pixart_version'])}; {versions}")
     return "\n\n".join(parts) + "\n"
@@ -137,6 +137,25 @@ def _paired(report: Mapping[str, Any]) -> list[str]:
         "## Differences between sample sets",
         table(["score", "a", "b", "a − b", "95 % interval", "different?"], rows),
     ]
+
+
+def _curves(report: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for curve in report["curves"]:
+        rows = [
+            [
+                f"{point['guidance_scale']:g}",
+                number(point["x"], 4),
+                interval(point["x_ci95"], 4),
+                number(point["y"], 4),
+                interval(point["y_ci95"], 4),
+            ]
+            for point in curve["points"]
+        ]
+        head = ["guidance", "CLIP score", "95 % interval", "distance", "95 % interval"]
+        title = f"## Guidance: {escaped(curve['y'])} over {escaped(curve['x'])}"
+        parts += [title, table(head, rows)]
+    return parts
 
 
 def _paper(report: Mapping[str, Any]) -> list[str]:
