@@ -106,7 +106,7 @@ class Page:
         charts = curve_charts(run.step, self.curves, validated)
         script = (TEMPLATES / "refresh.js").read_text(encoding="utf-8")
         counters, pace = run.counters, self.row.get("pace", {})
-        left = duration(pace["eta_seconds"]) if state == "running" and "eta_seconds" in pace else ""
+        left = duration(pace["eta_seconds"]) if state == "running" and pace.get("eta_seconds") else ""
         return environment.get_template("training.html.j2").render(
             name="/".join(run.output.resolve().parts[-2:]),
             version=__version__,
