@@ -39,7 +39,7 @@ class TrainStep(Strict):
     max_train_steps: PositiveInt
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt = Field(
-        description="Images that a process computes at once, or fewer if its share of the batch asks for that."
+        description="Images that a process computes at once; fewer if its share of the batch asks for it."
     )
     learning_rate: PositiveFloat = 2.0e-5
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
