@@ -17,6 +17,7 @@ from pixart_core.artifacts.card import Card
 from pixart_core.errors import UnfinishedError, UserError
 from pixart_core.launch import BEGAN, began, boot_seconds
 from pixart_core.progress import Silent
+from pixart_core.recipe.chain import run_chain
 from pixart_core.recipe.plan import plan_chain
 from pixart_core.recipe.records import Records
 from pixart_core.recipe.schema import Recipe
@@ -208,6 +209,21 @@ def test_the_age_of_a_process_is_what_the_system_says(monkeypatch) -> None:
     assert first - 2 <= theirs <= boot_seconds() - began() + 2  # psutil rounds the start of the system
     monkeypatch.setenv(BEGAN, "5")
     assert began() == 5.0
+
+
+def test_a_chain_whose_training_ends_early_is_to_be_continued(tmp_path, store, whole) -> None:
+    recipe = Recipe(name="r", output=None, steps={"train": make_step(store)})
+
+    def run(listener: At) -> None:
+        run_chain(recipe, tmp_path / "chain", {"train": run_training}, listener)
+
+    with pytest.raises(SystemExit) as ended, user_errors():
+        run(ask(signal.SIGTERM))
+    assert ended.value.code == 75
+    heard = At()
+    run(heard)
+    assert any("was interrupted; continues" in line for line in heard.lines)
+    assert_same_weights(tmp_path / "chain/train", whole)
 
 
 def test_a_chain_goes_on_with_a_step_whose_options_may_change(tmp_path) -> None:

@@ -58,7 +58,7 @@ def run_training(
     with only_launch(output, progress.say) if first else nullcontext():
         if (finished := finished_result(step, output)) is not None:
             done = f"{output} is finished ({finished['steps']} steps): nothing to do"
-            progress.say(f"{done}; a larger max_train_steps continues it")
+            progress.say(f"{done}; --output {output} with a larger max_train_steps continues it")
             return finished
         again: set[int] = set()
         while True:
