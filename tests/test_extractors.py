@@ -137,6 +137,11 @@ def test_vision_model_gives_its_pooled_output_and_its_name(tmp_path: Path) -> No
     # One image alone gives the same features as in its batch.
     np.testing.assert_allclose(features[3:4], extractor(pictures(5)[3:4]), atol=1e-5)
     assert extractor.protocol == "frechet/tiny-vit"
+    # Another scaling before equal weights is another cache.
+    (tmp_path / "tiny-vit/preprocessor_config.json").write_text(
+        json.dumps(processor | {"do_normalize": False})
+    )
+    assert features_extractor(str(tmp_path / "tiny-vit"), CPU).id != extractor.id
 
 
 def test_unknown_extractor_is_the_users_mistake(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from pixart_core.artifacts.image_records import content_digest
 from pixart_core.encoders.pretrained import loading, locate
-from pixart_core.evaluation.extractors import CLIP_B32, Extractor, load_model, short_of
+from pixart_core.evaluation.extractors import CLIP_B32, Extractor, full_precision, load_model, short_of
 from pixart_core.evaluation.feature_cache import FeatureCache
 from pixart_core.evaluation.preparation import CLIP_MEAN, CLIP_STD, short_side_then_crop
 from pixart_core.seeding import derive_seed
@@ -49,7 +49,7 @@ class ClipScorer:
                 max_length=self.model.config.text_config.max_position_embeddings,
                 return_tensors="pt",
             ).to(self.device)
-            with torch.inference_mode():
+            with full_precision():
                 output = self.model.get_text_features(**tokens)
             embeds = getattr(output, "pooler_output", output)
             rows.append((embeds / embeds.norm(dim=-1, keepdim=True)).float().cpu().numpy())
@@ -77,7 +77,7 @@ def load_clip(source: str, device: torch.device) -> ClipScorer:
     standard = name == short_of(CLIP_B32) and shape == (768, 12, 32, 224)
 
     def forward(pixels: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        with torch.inference_mode():
+        with full_precision():
             output = model.get_image_features(pixel_values=torch.from_numpy(pixels).to(device))
         embeds = getattr(output, "pooler_output", output)
         return (embeds / embeds.norm(dim=-1, keepdim=True)).float().cpu().numpy()

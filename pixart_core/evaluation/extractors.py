@@ -1,7 +1,8 @@
 """What turns images into features: Inception, CLIP, DINOv2, any vision model, or plain pixels."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
+from pixart_core.artifacts.card import fingerprint
 from pixart_core.encoders.pretrained import loading, locate, refuse_missing, short_name, weight_hash
 from pixart_core.errors import UserError
 from pixart_core.evaluation.inception import FEATURES, SHA256_PREFIX, load_inception
@@ -75,7 +77,7 @@ def fid_extractor(protocol: str, weights: Path, device: torch.device) -> Extract
     name = f"fid/{protocol}@1" if standard else f"frechet/inception-{sha256}-{protocol}@1"
 
     def forward(pixels: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        with torch.inference_mode():
+        with full_precision():
             return model(torch.from_numpy(pixels).to(device)).cpu().numpy()
 
     return Extractor(
@@ -101,7 +103,7 @@ def cmmd_extractor(source: str, device: torch.device) -> Extractor:
     prepare = center_square_then(model.config.image_size, CLIP_MEAN, CLIP_STD)
 
     def forward(pixels: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        with torch.inference_mode():
+        with full_precision():
             embeds = model(pixel_values=torch.from_numpy(pixels).to(device)).image_embeds
             return (embeds / embeds.norm(dim=-1, keepdim=True)).float().cpu().numpy()
 
@@ -126,7 +128,7 @@ def dinov2_extractor(source: str, device: torch.device) -> Extractor:
     prepare = square(grid * model.config.patch_size, IMAGENET_MEAN, IMAGENET_STD)
 
     def forward(pixels: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        with torch.inference_mode():
+        with full_precision():
             output = model(pixel_values=torch.from_numpy(pixels).to(device))
             return output.last_hidden_state[:, 0].float().cpu().numpy()
 
@@ -146,6 +148,16 @@ def features_extractor(name: str, device: torch.device) -> Extractor:
     if name != PIXELS:
         return _vision_model(name, device)
     return Extractor(PIXELS, f"frechet/{PIXELS}", False, "", 192, _pixels, lambda batch: batch)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """No gradients, and on a GPU the same float32 each time: cuDNN's TF32 would cost three digits."""
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+    ):
+        yield
 
 
 def load_model(kind: Any, source: str, part: str, bench: str, device: torch.device) -> tuple[Any, str, str]:
@@ -219,7 +231,7 @@ def _vision_model(name: str, device: torch.device) -> Extractor:
         return processor(images=[image.convert("RGB")], return_tensors="np")["pixel_values"][0]
 
     def forward(pixels: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        with torch.inference_mode():
+        with full_precision():
             output = tower(pixel_values=torch.from_numpy(pixels).to(device))
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
@@ -227,10 +239,17 @@ def _vision_model(name: str, device: torch.device) -> Extractor:
         return pooled.flatten(1).float().cpu().numpy()
 
     weights = weight_hash(model)
+    prepared = fingerprint(processor.to_dict())  # equal weights may come with another size or scaling
     blank = Image.new("RGB", (64, 64))
     dimensions = forward(prepare(blank)[None]).shape[1]
     return Extractor(
-        f"vision-{weights}", f"frechet/{_label(name)}", False, weights, dimensions, prepare, forward
+        f"vision-{weights}-{prepared}@1",
+        f"frechet/{_label(name)}",
+        False,
+        weights,
+        dimensions,
+        prepare,
+        forward,
     )
 
 
