@@ -99,13 +99,16 @@ def _start(folder: Path, rank: int, count: int, port: int) -> "subprocess.Popen[
 
 @contextlib.contextmanager
 def _forwarding(children: "Sequence[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
-    """Send the signals that ask for an end on to `children`; yields those that came."""
+    """Send the signals that ask for an end on to `children`, the third of them as SIGKILL.
+
+    Yields those that came.
+    """
     came: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         came.append(number)
         for child in children:
-            child.send_signal(number)
+            child.send_signal(number if len(came) < 3 else signal.SIGKILL)
 
     if threading.current_thread() is not threading.main_thread():
         yield came

@@ -122,12 +122,12 @@ def in_one_voice(
 ) -> BaseException:
     """What process `rank` of `count` shall raise instead of `error`."""
     own = Ending.of(error)
+    if own.kind in AGREED and own.message:  # every process ends so, after the same step
+        return error if rank == 0 else ToldElsewhereError(CODES[own.kind])
     try:
         board = open_board()
         board.post(rank, own)
         _let_go()
-        if own.kind in AGREED:  # every process ends so, at the same step
-            return error if rank == 0 else ToldElsewhereError(CODES[own.kind])
         endings = _listen(own, rank, count, board)
     except (DistError, KeyError):  # the store is gone, and the first process or its machine with it
         return PixartError(lost_line([0], count)) if own.kind == "lost" else error
