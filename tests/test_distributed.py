@@ -18,6 +18,7 @@ from pixart_core.artifacts.lock import only_launch
 from pixart_core.recipe.optimizers import AdamWOptions, CameOptions, MuonOptions
 from pixart_core.recipe.token_routing import TokenRouting
 from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.training.log import without_clock
 from pixart_core.training.parallel import reducing
 from pixart_core.training.state import saved_states
 
@@ -180,16 +181,22 @@ def test_a_state_of_fsdp2_holds_whole_tensors_under_plain_names(launch, store, t
             torch.testing.assert_close(gathered[name], tensor, rtol=1e-4, atol=2e-6, msg=name)
 
 
-def test_a_killed_process_ends_all_and_the_run_continues(launch, store, alone, tmp_path) -> None:
-    kind = "class, adamw"
-    step = make_step(store, **KINDS[kind])
+def test_a_killed_process_ends_all_and_the_run_continues_bit_for_bit(launch, store, tmp_path) -> None:
+    # The state of step 3 holds what each process has not logged yet.
+    step = make_step(store, log_every=4, **KINDS["class, adamw"])
     ended = launch(step, tmp_path / "run", 2, faults={"1": ["SIGKILL", 4]})
     assert ended["codes"] == [1, -9]
     assert ended["ranks"][0]["error"] == "PixartError"
     assert "rank 1 of 2 is gone" in ended["ranks"][0]["message"]
     assert "run the same command to continue" in ended["ranks"][0]["message"]
-    assert launch(step, tmp_path / "run", 2)["codes"] == [0, 0]
-    assert_same_training(tmp_path / "run", alone[kind])
+    for name in ("run", "whole"):
+        assert launch(step, tmp_path / name, 2)["codes"] == [0, 0]
+    whole = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(tensor, whole[name]), name
+    run, undisturbed = ([without_clock(row) for row in rows(tmp_path / name)] for name in ("run", "whole"))
+    assert run == undisturbed
+    assert [row["step"] for row in run] == [4, 6]
 
 
 def test_one_process_tells_what_went_wrong_in_another(launch, store, tmp_path) -> None:
