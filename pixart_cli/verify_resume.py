@@ -84,7 +84,9 @@ class _Command:
             finally:
                 self._end(child)
         lines = [line for line in said.read_text(errors="replace").splitlines() if line.strip()]
-        return None if code == 0 else (lines[-1] if lines else f"exit code {code}")
+        if code == 0:
+            return None
+        return lines[-1].removeprefix("pixart: error: ") if lines else f"exit code {code}"
 
     def _end(self, child: "subprocess.Popen[bytes]") -> None:
         if self.processes > 1 and child.poll() is None:  # it has its own to end

@@ -87,6 +87,30 @@ def test_killed_at_every_kind_of_place_it_ends_bit_identical(tmp_path, launcher,
     assert after == before
 
 
+OTHERS = {
+    "came, routed, bf16": {
+        "optimizer": {"kind": "came"},
+        "token_routing": {"start_block": 1, "off_for_last": 0.4},
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": "selective",
+    },
+    "8-bit, cosine, min-SNR": {
+        "optimizer": {"kind": "adamw8bit"},
+        "lr_scheduler": "cosine",
+        "loss_weighting": "min_snr",
+        "gradient_checkpointing": "full",
+    },
+}
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_other_ways_of_training_continue_exactly_too(tmp_path, launcher, step, changes) -> None:
+    model = ModelOptions(num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=8)
+    other = TrainStep(**(OPTIONS | {"features": step.features, "model": model} | changes))
+    certificate = verify_resume(other, tmp_path / "run", Sitting(launcher), Silent(), steps=5, kills=2)
+    assert certificate["identical"], certificate["differences"]
+
+
 def test_two_processes_are_killed_and_continued_together(tmp_path, launcher, step) -> None:
     sitting = Sitting(launcher, 2)
     certificate = verify_resume(step, tmp_path / "run", sitting, Silent(), steps=3, kills=1, processes=2)
