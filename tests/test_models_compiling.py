@@ -1,5 +1,6 @@
 """Compiled blocks compute what blocks compute."""
 
+import logging
 import shutil
 
 import pytest
@@ -34,7 +35,7 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_are_those_of_eager_blocks_at_any_size(mode) -> None:
+def test_gradients_are_those_of_eager_blocks_at_any_size(mode, caplog) -> None:
     # "aot_eager" traces forward and backward as the real compiler does, and needs none.
     model, sides = random_model(), (16, 12, 20, 8)
     expected = {side: gradients(model, mode, side=side) for side in sides}
@@ -45,6 +46,7 @@ def test_gradients_are_those_of_eager_blocks_at_any_size(mode) -> None:
         assert_alike(gradients(model, mode, side=side), expected[side])
     counters = torch._dynamo.utils.counters
     assert not counters["graph_break"]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     # Once for the first size and once for all: neither a block nor a size compiles anew.
     assert counters["aot_autograd"]["ok"] == 2
 

@@ -1,5 +1,6 @@
 """torch.compile, block by block: all blocks are alike, so one compilation serves them all."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ def compile_blocks(model: Transformer, backend: str | Callable[..., Any] = "indu
     what changes from batch to batch (length of captions, shape of pictures) is compiled anew once, for any
     number then.
     """
+    # Selective checkpointing makes torch ask for a look at in-place operations; compiled blocks have none.
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_other_than_in_place)
     compiled = torch.compile(run_layers, backend=backend)
     for block in model.transformer_blocks:
         assert isinstance(block, TransformerBlock)
@@ -37,3 +40,7 @@ def check_compiler(device: torch.device) -> None:
         raise UserError(
             f"compile: true needs {needs}: {reason}; install them or set compile: false"
         ) from error
+
+
+def _other_than_in_place(record: logging.LogRecord) -> bool:
+    return "context_fn is passed" not in record.getMessage()
