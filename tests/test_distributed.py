@@ -209,6 +209,18 @@ def test_one_process_tells_what_went_wrong_in_another(launch, store, tmp_path) -
     assert "came does not go with FSDP2" in ended["ranks"][0]["message"]
 
 
+def test_a_full_disk_of_the_first_ends_all_that_gather_for_it(launch, store, alone, tmp_path) -> None:
+    kind = "class, adamw"
+    step = make_step(store, distributed="fsdp2", checkpointing_steps=2, **KINDS[kind])
+    ended = launch(step, tmp_path / "run", 2, faults={"0": ["full_disk", 3]})
+    assert [rank["error"] for rank in ended["ranks"]] == ["PixartError", "ToldElsewhereError"]
+    assert "step_00000004" in ended["ranks"][0]["message"]
+    assert "the states before it are kept" in ended["ranks"][0]["message"]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000002"]
+    assert launch(step, tmp_path / "run", 2)["codes"] == [0, 0]
+    assert_same_training(tmp_path / "run", alone[kind])
+
+
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_all_skip_the_step_that_is_not_finite_in_one(launch, store, tmp_path, mode) -> None:
     step = make_step(store, distributed=mode)

@@ -7,6 +7,7 @@ becomes {"codes": exit codes, "ranks": what each process said and how it ended}.
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -113,6 +114,9 @@ class Faulty:
             return
         if self.kind == "raise":
             raise RuntimeError("pulled the plug")
+        if self.kind == "full_disk":  # for every file of more than 20 kB
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+            return
         os.kill(os.getpid(), getattr(signal, self.kind))
 
 
