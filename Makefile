@@ -23,8 +23,9 @@ lint: .venv/installed  ## ruff and mypy.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread in each of the processes: threads that wait for each other cost more than they bring.
 test: lint  ## All tests.
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 format: .venv/installed  ## Rewrite the code in the project's format.
 	$(BIN)/ruff format .
