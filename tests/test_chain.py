@@ -96,6 +96,26 @@ def test_steps_run_in_order_with_sources_resolved(fakes: Fakes, tmp_path: Path) 
     json.dumps(result.as_json())
 
 
+def test_metrics_of_several_evaluations_are_told_together(fakes: Fakes, tmp_path: Path) -> None:
+    step = {"command": "evaluate", "samples": {"all": {"step": "samples"}}}
+    chain = Recipe.model_validate({"name": "tiny", "steps": STEPS | {"fid": step, "again": step}})
+    told = {
+        "scores": {"all": {"shapes": {"exact": 1}}},
+        "fid": {"all": {"clip": {"score": 2}}, "other": {"clip": {"score": 3}}},
+        "again": {"all": {"clip": {"score": 4}}},
+    }
+
+    def evaluate(step: Any, output: Path, progress: Progress) -> dict[str, Any]:
+        return fakes.runners["evaluate"](step, output, progress) | {"metrics": told[output.name]}
+
+    result = run_chain(chain, tmp_path, fakes.runners | {"evaluate": evaluate}, Silent())
+    assert result.metrics == {
+        "all": {"shapes": {"exact": 1}, "clip": {"score": 4}},
+        "other": {"clip": {"score": 3}},
+    }
+    assert result.report == tmp_path / "again" / "report.html"
+
+
 def test_a_second_run_does_nothing_and_tells_the_same(fakes: Fakes, tmp_path: Path) -> None:
     before = run(fakes, tmp_path / "out").as_json()
     after = run(fakes, tmp_path / "out").as_json()

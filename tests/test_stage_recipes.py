@@ -146,6 +146,41 @@ def test_what_the_whole_method_needs_is_told_before_anything_runs(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "there"),
+    [("fid.inception=x.pth", False), ("captions.data=x", False), ("features_sam.vae=some/where/vae", False),
+     ("compbench.compbench.blip=./blip", False), ("samples_coco.prompts_file=x.txt", False),
+     ("features_sam.vae=some/vae", True), ("captions.data=hf:some/images", True),
+     ("stage2.init={step: reparameterised}", True)],
+)  # fmt: skip
+def test_a_wrong_path_is_told_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], wrong: str, there: bool
+) -> None:
+    """What may be of the hub is not one; what a step makes is not missing."""
+    for name in load_recipe("pixart_alpha").needs:
+        Path(name).mkdir()
+    assert pixart("run", "pixart_alpha", wrong, "--output", "out", "--dry-run", "--json") == 0
+    option, _, path = wrong.partition("=")
+    told = {} if there else {path: f"no such file or folder, named by {option}"}
+    assert json.loads(capsys.readouterr().out)["missing"] == told
+    if not there:
+        assert pixart("run", "pixart_alpha", wrong, "--output", "out") == 2
+        assert f"{path} is missing: no such file or folder, named by {option}" in capsys.readouterr().err
+        assert not Path("out").exists()
+
+
+def test_the_plan_counts_the_images_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rather than believe the recipe's number; and takes the sizes that the features will have."""
+    for number in range(3):
+        Path(f"{number}.png").touch()
+    overrides = ["features_hq_1024.data=.", "features_hq_1024.resolution=128"]
+    overrides.append("features_hq_1024.aspect_buckets=[[128, 128]]")
+    assert pixart("run", "pixart_alpha", *overrides, "--dry-run", "--json") == 0
+    steps = {step["name"]: step["estimate"] for step in json.loads(capsys.readouterr().out)["steps"]}
+    assert steps["stage3_1024"]["samples"] == 3
+    assert steps["stage3_512"]["samples"] == 14_000_000
+
+
 def test_features_of_any_recipe_are_named_with_their_command(tmp_path: Path) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text("{}")

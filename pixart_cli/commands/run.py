@@ -1,11 +1,12 @@
 """`pixart run`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from pixart_cli.console import RichProgress, is_first_process, show, stdout_to_stderr
 from pixart_cli.errors import user_errors
@@ -16,7 +17,7 @@ from pixart_core.errors import ToldElsewhereError, UserError
 from pixart_core.recipe.chain import check_root, run_chain
 from pixart_core.recipe.estimate import estimate_recipe
 from pixart_core.recipe.load import load_recipe
-from pixart_core.recipe.needs import missing_inputs, refuse_missing
+from pixart_core.recipe.needs import missing_inputs, refuse_missing, wrong_paths
 from pixart_core.recipe.plan import PlannedStep, plan_chain, resolve_sources
 from pixart_core.recipe.schema import Recipe
 
@@ -68,12 +69,20 @@ def run(
             plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
             estimates, total = estimate_recipe(loaded, root)
             steps = [step.as_json() | {"estimate": estimates[step.name]} for step in plan]
-            shown = {"output": str(root), "steps": steps, "total": total, "missing": _missing(loaded, plan)}
+            shown = {
+                "output": str(root),
+                "steps": steps,
+                "total": total,
+                "missing": _missing(loaded, plan, root),
+            }
             show(shown, as_json=as_json, as_text=chain_plan_text)
             return
-        if any(missing_inputs(loaded, resolve_sources(step, root)) for step in loaded.steps.values()):
+        if any(
+            _missing_of(loaded, name, resolve_sources(step, root), root)
+            for name, step in loaded.steps.items()
+        ):
             plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
-            refuse_missing(_missing(loaded, plan))
+            refuse_missing(_missing(loaded, plan, root))
         with stdout_to_stderr(), RichProgress() as progress:
             result = run_chain(
                 loaded, root, RUNNERS, progress, only=names, start_from=start_from, force=force
@@ -84,27 +93,50 @@ def run(
             typer.echo(summary(result.as_json()))
 
 
-def _missing(recipe: Recipe, plan: Sequence[PlannedStep]) -> dict[str, str]:
-    """Path and command of what the steps to be run need and no step makes."""
-    made = {str(step.output) for step in plan}
+def _missing(recipe: Recipe, plan: Sequence[PlannedStep], root: Path) -> dict[str, str]:
+    """Path and origin of what the steps to be run need and no step makes."""
     missing: dict[str, str] = {}
     for step in plan:
         if step.action in ("run", "continue"):
-            missing |= missing_inputs(recipe, step.step)
-    return {path: command for path, command in missing.items() if path not in made}
+            missing |= _missing_of(recipe, step.name, step.step, root)
+    return missing
+
+
+def _missing_of(recipe: Recipe, name: str, step: BaseModel, root: Path) -> dict[str, str]:
+    """What the step `name` (its sources resolved) needs, does not find, and no step of the recipe makes."""
+    made = [root / other for other in recipe.steps]
+    missing = wrong_paths(name, step) | missing_inputs(recipe, step)
+    return {
+        path: origin
+        for path, origin in missing.items()
+        if not any(Path(path).is_relative_to(output) for output in made)
+    }
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """What a person wants to know at the end: scores, and where things are."""
     lines = []
     for samples, benches in result["metrics"].items():
-        lines.append(samples)
-        for bench, scores in benches.items():
-            if "value" in scores:
-                lines.append(f"  {bench:<12} {scores['value']:.3f}")
-                continue
-            for name, score in scores.items():
-                gain = f"{score['exact_minus_null']:.3f} above its null"
-                lines.append(f"  {name:<12} {score['score']:.3f}, {gain}")
-    places = {key: result[key] for key in ("output", "pipeline", "report") if result[key]}
-    return "\n".join([*lines, *(f"{key}: {place}" for key, place in places.items())])
+        scores = {name: told for bench, found in benches.items() for name, told in _scores(bench, found)}
+        width = max(map(len, scores), default=0)
+        lines += [samples, *(f"  {name:<{width}}  {told}" for name, told in scores.items())]
+    places = [(key, result[key]) for key in ("output", "pipeline") if result[key]]
+    pages = [step.get("result", {}).get("report") for step in result["steps"].values()]
+    places += [("report", page) for page in pages if page]
+    return "\n".join([*lines, *(f"{key}: {place}" for key, place in places)])
+
+
+def _scores(bench: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, words) of each score that a benchmark gave."""
+    partial = found.get("partial")
+    suffix = f" (of {partial['scored']} of {partial['of']} samples)" if partial else ""
+    if "value" in found:
+        yield bench, f"{found['value']:.3f}{suffix}"
+        return
+    within = found.get("categories", found).items()
+    named = {bench: found} if "score" in found else {f"{bench}/{name}": score for name, score in within}
+    for name, score in named.items():
+        if "score" in score:
+            gain = score["exact_minus_null"] if "exact_minus_null" in score else score["score_minus_null"]
+            above = "without a null" if gain is None else f"{gain:+.3f} against its null"
+            yield name, f"{score['score']:.3f}, {above}{suffix}"

@@ -48,4 +48,6 @@ def loss_chart(curve: Sequence[Sequence[float]], label: str) -> str:
     for name, values in (("raw", losses), ("smooth", smoothed(losses))):
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, values, strict=True))
         parts.append(f'<polyline class="{name}" points="{path}"/>')
+    if len(points) == 1:  # no line shows it
+        parts.append(f'<circle class="dot" cx="{x(steps[0]):.1f}" cy="{y(losses[0]):.1f}" r="2.4"/>')
     return "".join([*parts, "</svg>"])

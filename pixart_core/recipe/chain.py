@@ -27,8 +27,8 @@ class ChainResult:
     Attributes:
         output: the chain's folder.
         steps: for each step its action (`ran`, `done`, `skip`), seconds, output and result.
-        metrics: of the last evaluate step, empty if it is not done.
-        report: its report.html, or None.
+        metrics: of the evaluate steps that are done; of one sample set, those of all benchmarks together.
+        report: report.html of the last one, or None.
         pipeline: the folder of the last `convert` to diffusers, or None.
     """
 
@@ -129,7 +129,7 @@ def _run_step(planned: PlannedStep, root: Path, runner: Runner, progress: Progre
 def _result(root: Path, plan: list[PlannedStep], ran: set[str]) -> ChainResult:
     records = Records(root)
     steps: dict[str, dict[str, Any]] = {}
-    metrics: Mapping[str, Any] = {}
+    metrics: dict[str, Any] = {}
     report: Path | None = None
     pipeline: Path | None = None
     for planned in plan:
@@ -140,8 +140,19 @@ def _result(root: Path, plan: list[PlannedStep], ran: set[str]) -> ChainResult:
             entry |= {"seconds": round(record.seconds, 3), "result": record.result}
             if planned.command == "evaluate":
                 page = planned.output / "report.html"
-                metrics, report = record.result.get("metrics", {}), page if page.exists() else None
+                metrics = _with(metrics, record.result.get("metrics", {}))
+                report = page if page.exists() else None
             if planned.command == "convert" and record.options.get("to") == "diffusers":
                 pipeline = planned.output
         steps[name] = entry
     return ChainResult(root, steps, metrics, report, pipeline)
+
+
+def _with(metrics: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """What several evaluate steps found of each sample set; where two tell the same, the later one counts."""
+    sets = {
+        name: metrics[name] | found
+        for name, found in more.items()
+        if name in metrics and isinstance(found, dict)
+    }
+    return {**metrics, **more, **sets}

@@ -14,6 +14,7 @@ from pixart_core.recipe.base import FromStep
 from pixart_core.recipe.buckets import Size, bucket_table
 from pixart_core.recipe.encoders import AnalyticVae, EncodersStep, TrainedVae
 from pixart_core.recipe.features import ExtractFeaturesStep
+from pixart_core.recipe.image_counts import count_images
 from pixart_core.recipe.model_counts import T5_XXL_WIDTH, Interface
 from pixart_core.recipe.planning import StepPlan
 from pixart_core.recipe.schema import ConvertStep, Recipe
@@ -67,7 +68,8 @@ def expect(
     if extract is not None:
         interface, factor = _of_encoders(extract, recipe)
         resolution = step.resolution or extract.all_resolutions[0]
-        buckets = buckets or extract.aspect_buckets
+        images = _counted(extract, root) or images
+        buckets = extract.aspect_buckets  # known, whatever the plan supposes
     else:
         assumed.append(
             f"{features} is not there yet: captions of {interface.text_tokens} tokens x "
@@ -117,6 +119,11 @@ def _of_encoders(extract: ExtractFeaturesStep, recipe: Recipe | None) -> tuple[I
     if isinstance(text, EncodersStep) and text.text_encoder is not None:
         width = text.text_encoder.width
     return Interface(channels, width, extract.max_tokens), factor
+
+
+def _counted(extract: ExtractFeaturesStep, root: Path) -> int | None:
+    """Images that the features will be of, where their data are here."""
+    return count_images(_path(extract.data, root), extract.limit)[0]
 
 
 def _model(step: TrainStep, recipe: Recipe | None, root: Path) -> ModelOptions | None:

@@ -1,5 +1,6 @@
 """Inputs of a step that are not there, and the command that makes each, or where it comes from."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,15 @@ from typing import Any
 from pydantic import BaseModel
 
 from pixart_core.artifacts.card import read_card, split_sources
+from pixart_core.artifacts.patterns import expand_pattern, is_pattern
 from pixart_core.errors import UserError
+from pixart_core.recipe.caption import CaptionStep
 from pixart_core.recipe.schema import Recipe
 from pixart_core.recipe.training import TrainStep
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_WEIGHTS = (".pth", ".pt", ".safetensors", ".npz")
+_NEVER_OF_THE_HUB = ("data", "captions", "prompts_file", "reference", "exclude")  # but for hf:ID
 
 
 def missing_inputs(recipe: Recipe, step: BaseModel) -> dict[str, str]:
@@ -31,6 +38,20 @@ def missing_inputs(recipe: Recipe, step: BaseModel) -> dict[str, str]:
         if origin is not None and _command(origin) is None and not Path(value).exists():
             missing[value] = origin
     return missing
+
+
+def wrong_paths(name: str, step: BaseModel) -> dict[str, str]:
+    """Inputs of the step `name` that are not there and cannot be of the hub, and which option names them."""
+    wrong = {}
+    for field, source in split_sources(step)[1].items():
+        served = field == "captioner" and isinstance(step, CaptionStep) and step.api_base is not None
+        local = field in _NEVER_OF_THE_HUB or source.endswith(_WEIGHTS) or not _HUB_ID.fullmatch(source)
+        if served or source.startswith("hf:") or not local:
+            continue
+        path = Path(source).expanduser()
+        if not (path.exists() or (is_pattern(source) and expand_pattern(source))):
+            wrong[source] = f"no such file or folder, named by {name}.{field}"
+    return wrong
 
 
 def refuse_missing(missing: dict[str, str]) -> None:
