@@ -9,16 +9,15 @@ import pytest
 import torch
 from compbench_samples import noise
 from PIL import Image
+from tiny_detectors import save_dpt, save_owlv2, scrambled
 from torch import nn
 from transformers import (
     BertTokenizerFast,
     CLIPTokenizer,
-    DPTConfig,
     DPTForDepthEstimation,
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoProcessor,
-    Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2Processor,
     SwinConfig,
@@ -37,14 +36,6 @@ from pixart_core.evaluation.compbench.detectors import load_detector
 CPU = torch.device("cpu")
 LABELS = ["bowl", "cat", "dog"]
 IMAGE = noise(0, 48).resize((48, 32))
-
-
-def scrambled(model: nn.Module, scale: float) -> nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model.eval()
 
 
 def dump(path: Path, rows: list[dict]) -> Path:
@@ -88,19 +79,7 @@ def test_an_empty_or_missing_dump_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def owlv2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-owlv2")
-    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
-    words = {word: number for number, word in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    CLIPTokenizer(vocab=words, merges=[]).save_pretrained(folder)
-    text = {"vocab_size": len(words), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "max_position_embeddings": 24, "bos_token_id": len(words) - 2,
-            "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}  # fmt: skip
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 8}  # fmt: skip
-    config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=32)
-    scrambled(Owlv2ForObjectDetection(config), 0.3).save_pretrained(folder)
-    Owlv2ImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
-    return folder
+    return save_owlv2(tmp_path_factory.mktemp("tiny-owlv2"))
 
 
 def in_frame(boxes: torch.Tensor) -> np.ndarray:
@@ -210,14 +189,7 @@ def test_more_labels_than_one_text_holds_are_asked_in_turn(grounding_dino: Path)
 
 @pytest.fixture(scope="module")
 def dpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-dpt")
-    config = DPTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=96,
-        patch_size=16, backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 8, 8],
-        fusion_hidden_size=8,
-    )  # fmt: skip
-    scrambled(DPTForDepthEstimation(config), 0.1).save_pretrained(folder)
-    return folder
+    return save_dpt(tmp_path_factory.mktemp("tiny-dpt"))
 
 
 def test_depth_is_seen_at_480_pixels_and_stored_as_the_official_code_stores_it(dpt: Path) -> None:
