@@ -175,6 +175,11 @@ def _model_index(encoder_class: str, tokenizer_class: str) -> dict[str, Any]:
     }
 
 
+def sizes_are_withheld(config: TransformerConfig) -> bool:
+    """Whether `PixArtAlphaPipeline` keeps from a model the micro-conditions that it needs, and so fails."""
+    return config.use_additional_conditions and config.sample_size != 128
+
+
 def _readme(facts: ModelFacts, config: TransformerConfig, pixels: int) -> str:
     binned = config.sample_size in BINNED_SAMPLE_SIZES and pixels == 8 * config.sample_size
     arguments = [f"height={pixels}, width={pixels}", "num_inference_steps=20", "guidance_scale=4.5"]
@@ -196,6 +201,11 @@ def _readme(facts: ModelFacts, config: TransformerConfig, pixels: int) -> str:
         if facts.uncond == "learned"
         else ""
     )
+    if sizes_are_withheld(config):
+        binning = (
+            "`PixArtAlphaPipeline` gives the picture's size to models of sample_size 128 only, and this one, "
+            "of another, was trained with it: the call above fails. `pixart sample` draws with it."
+        )
     return f"""---
 library_name: diffusers
 pipeline_tag: text-to-image

@@ -15,7 +15,7 @@ from pixart_core.conversion.detect import Loaded
 from pixart_core.conversion.export import write_official
 from pixart_core.conversion.from_dit import with_definition
 from pixart_core.conversion.opened import OFFICIAL_CARD
-from pixart_core.conversion.pipeline import write_dit_folder, write_pipeline
+from pixart_core.conversion.pipeline import sizes_are_withheld, write_dit_folder, write_pipeline
 from pixart_core.conversion.reparameterise import reparameterise
 from pixart_core.conversion.resize import resize
 from pixart_core.errors import UserError
@@ -153,7 +153,7 @@ def _what_diffusers_does_instead(config: TransformerConfig, facts: ModelFacts) -
             "the model was trained with a learned unconditional caption: diffusers encodes the empty one "
             "instead; `pixart sample` uses uncond.safetensors"
         )
-    if config.use_additional_conditions and config.sample_size != 128:
+    if sizes_are_withheld(config):
         notes.append(
             "PixArtAlphaPipeline gives sizes to models of sample_size 128 only, so diffusers cannot run this "
             f"one, with micro-conditions and sample_size {config.sample_size}; `pixart sample` can"

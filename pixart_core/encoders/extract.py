@@ -187,7 +187,9 @@ def _report(
 ) -> None:
     if data.excluded:
         progress.say(f"{data.excluded} images are left out: their captions are marked as excluded")
-    if uncaptioned:
+    if uncaptioned == data.count and step.label_key is not None:
+        progress.say("no image has a caption: these features are for a class-conditional model")
+    elif uncaptioned:
         progress.say(f"{uncaptioned} of {data.count} images have no caption; they train on the empty one")
     if step.storage != "fp32":
         parts = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
