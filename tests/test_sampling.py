@@ -9,17 +9,14 @@ import pytest
 import torch
 from diffusers import PixArtAlphaPipeline
 from PIL import Image
+from tiny_pipelines import write_tiny_pipeline
 
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.artifacts.samples import read_samples
 from pixart_core.artifacts.uncond import read_uncond
 from pixart_core.conversion.pipeline import write_pipeline
-from pixart_core.encoders.analytic_vae import build_analytic_vae
-from pixart_core.encoders.tiny_t5 import build_tiny_t5, build_tokenizer
 from pixart_core.errors import UserError
-from pixart_core.models.build import build_transformer
-from pixart_core.models.config import TransformerConfig
 from pixart_core.models.files import load_transformer
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import SampleStep
@@ -32,29 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("model")
-    tokenizer = build_tokenizer(["a red circle on a white background", "two blue squares"])
-    build_tiny_t5(len(tokenizer), width=16, num_heads=2).save_pretrained(root / "text_encoder")
-    tokenizer.save_pretrained(root / "tokenizer")
-    build_analytic_vae(1, scaling_factor=1.25).save_pretrained(root / "vae")
-    torch.manual_seed(0)
-    model = build_transformer(
-        TransformerConfig(
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=3,
-            out_channels=6,
-            num_layers=2,
-            sample_size=8,
-            caption_channels=16,
-        )
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    facts = ModelFacts(vae=str(root), text_encoder=str(root))
-    write_pipeline(root / "pipeline", model, facts, vae=str(root), text_encoder=str(root))
-    return root / "pipeline"
+    return write_tiny_pipeline(tmp_path_factory.mktemp("model"))
 
 
 def make_step(pipeline: Path, **changes) -> SampleStep:

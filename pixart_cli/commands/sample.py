@@ -29,6 +29,10 @@ def sample(
     prompts: Annotated[
         str | None, typer.Option(help="Text file with a prompt a line, or a manifest (its held-out prompts).")
     ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="dpm-solver, sa-solver, iddpm, ddim, or lcm for its weights.", show_default=False),
+    ] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Solver steps.", show_default=False)] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default=False)
@@ -55,6 +59,7 @@ def sample(
             "checkpoint": checkpoint,
             "prompts": tuple(prompt) if prompt else None,
             "prompts_file": prompts,
+            "scheduler": scheduler,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
             "seed": seed,

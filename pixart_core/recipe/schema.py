@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import (
     BaseModel,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -22,6 +21,7 @@ from pixart_core.recipe.encoders import EncodersStep
 from pixart_core.recipe.evaluate import EvaluateStep
 from pixart_core.recipe.features import ExtractFeaturesStep
 from pixart_core.recipe.planning import PlanOptions
+from pixart_core.recipe.sample import SampleStep as SampleStep
 from pixart_core.recipe.training import Positions, TrainStep
 
 
@@ -78,35 +78,6 @@ class ConvertStep(Strict):
         if self.resolution is not None and self.positions is not None:
             raise ValueError("give either resolution (of the released weights) or positions (any other)")
         return self
-
-
-class SampleStep(Strict):
-    """Generate images."""
-
-    command: Literal["sample"] = "sample"
-    checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
-    prompts: tuple[str, ...] = ()
-    prompts_file: Source | None = Field(
-        None,
-        description="Text file, a folder of T2I-CompBench's {category}_val.txt, or a manifest whose held-out "
-        "prompts are used.",
-    )
-    limit: PositiveInt | None = None
-    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
-        (), description="(height, width) in pixels, used in turn; default: the checkpoint's."
-    )
-    any_size: bool = Field(
-        False, description="Allow sizes far from the resolution that the checkpoint was trained for."
-    )
-    num_inference_steps: PositiveInt = 20
-    guidance_scale: NonNegativeFloat = 4.5
-    negative_prompt: str = ""
-    scheduler: Literal["dpm-solver", "ddim"] = "dpm-solver"
-    images_per_prompt: PositiveInt = 1
-    batch_size: PositiveInt = 32
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    device: str | None = None
-    seed: NonNegativeInt = 0
 
 
 Step = Annotated[

@@ -17,9 +17,10 @@ from pixart_core.encoders.device import choose_device
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import SampleStep
-from pixart_core.sampling.denoise import denoise, initial_noise
+from pixart_core.sampling.denoise import check_sampler, denoise, initial_noise, noise_generators
 from pixart_core.sampling.model import SamplingModel, load_model
 from pixart_core.sampling.requests import read_requests
+from pixart_core.sampling.schedulers import STOCHASTIC
 from pixart_core.sampling.sheet import write_sheet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,6 +35,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     """
     device = choose_device(step.device)
     model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
+    check_sampler(model, step.scheduler)
     records = read_requests(step, model.default_size)
     untrained = _untrained_sizes(model, step, records)
     records = [
@@ -110,14 +112,17 @@ def _draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) -
         records[0].width // factor,
     )
     prompts, unconditional = model.encode([record.prompt for record in records], step.negative_prompt)
+    seeds = [record.seed for record in records]
     latents = denoise(
         model,
-        initial_noise([record.seed for record in records], shape),
+        initial_noise(seeds, shape),
         prompts,
         unconditional,
         scheduler=step.scheduler,
         num_inference_steps=step.num_inference_steps,
         guidance_scale=step.guidance_scale,
+        guidance_interval=step.guidance_interval,
+        generators=noise_generators(seeds, shape) if step.scheduler in STOCHASTIC else None,
     )
     pixels = ((model.decode(latents) + 1) * 127.5).round().byte()
     return [Image.fromarray(np.asarray(p)) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,0 +1,91 @@
+"""Options of `pixart sample`."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from pixart_core.recipe.base import Fraction, Source, Strict
+
+Sampler = Literal["dpm-solver", "sa-solver", "iddpm", "ddim", "lcm"]
+# Those of the paper and of the released code; LCM: of the released distilled weights.
+DEFAULT_STEPS: dict[str, int] = {"dpm-solver": 20, "sa-solver": 25, "iddpm": 100, "ddim": 20, "lcm": 4}
+DEFAULT_GUIDANCE = 4.5
+# An LCM was distilled from guided predictions: guiding it again burns the colours.
+LCM_GUIDANCE = 1.0
+# LCM's steps are taken from those of the solver that it was distilled with.
+MOST_STEPS, MOST_LCM_STEPS = 1000, 50
+
+
+def default_steps(scheduler: str) -> int:
+    """Solver steps where none are asked for."""
+    return DEFAULT_STEPS[scheduler]
+
+
+def default_guidance(scheduler: str) -> float:
+    """Guidance scale where none is asked for."""
+    return LCM_GUIDANCE if scheduler == "lcm" else DEFAULT_GUIDANCE
+
+
+def _steps_of(data: dict[str, Any]) -> int:
+    return default_steps(data.get("scheduler", "dpm-solver"))
+
+
+def _guidance_of(data: dict[str, Any]) -> float:
+    return default_guidance(data.get("scheduler", "dpm-solver"))
+
+
+class SampleStep(Strict):
+    """Generate images."""
+
+    command: Literal["sample"] = "sample"
+    checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
+    prompts: tuple[str, ...] = ()
+    prompts_file: Source | None = Field(
+        None,
+        description="Text file, a folder of T2I-CompBench's {category}_val.txt, or a manifest whose held-out "
+        "prompts are used.",
+    )
+    limit: PositiveInt | None = None
+    sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
+        (), description="(height, width) in pixels, used in turn; default: the checkpoint's."
+    )
+    any_size: bool = Field(
+        False, description="Allow sizes far from the resolution that the checkpoint was trained for."
+    )
+    scheduler: Sampler = Field(
+        default="dpm-solver",
+        description="iddpm: ancestral with the learned variance; lcm: only for weights distilled for it.",
+    )
+    num_inference_steps: PositiveInt = Field(
+        default_factory=_steps_of,
+        description="Default: dpm-solver 20, sa-solver 25, iddpm 100, ddim 20, lcm 4.",
+    )
+    guidance_scale: NonNegativeFloat = Field(
+        default_factory=_guidance_of, description="Default: 4.5; lcm 1, which is none."
+    )
+    guidance_interval: tuple[Fraction, Fraction] | None = Field(
+        default=None,
+        description="[start, end]: guide only between these shares of the noise schedule, 0 being pure noise "
+        "and 1 the picture; default: always.",
+    )
+    negative_prompt: str = ""
+    images_per_prompt: PositiveInt = 1
+    batch_size: PositiveInt = 32
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    device: str | None = None
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _steps_are_there(self) -> Self:
+        check_steps(self.scheduler, self.num_inference_steps)
+        if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval ends before it starts: give [start, end], as in [0.2, 0.8]")
+        return self
+
+
+def check_steps(scheduler: str, num_inference_steps: int) -> None:
+    """Raises:
+    ValueError: more steps than the sampler has timesteps to choose from."""
+    most = MOST_LCM_STEPS if scheduler == "lcm" else MOST_STEPS
+    if num_inference_steps > most:
+        raise ValueError(f"num_inference_steps {num_inference_steps}: {scheduler} has at most {most}")
