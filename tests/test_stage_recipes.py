@@ -169,6 +169,27 @@ def test_a_wrong_path_is_told_before_anything_runs(
         assert not Path("out").exists()
 
 
+def test_the_released_dit_stands_in_for_stage_1_as_the_recipe_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Neither ImageNet nor its curve is asked for; a step that scores depend on still is."""
+    head = find_recipe("pixart_alpha").read_text().split("\nname:")[0]
+    (command,) = re.findall(r"pixart (run pixart_alpha --from .*)", head)
+    dit = command.rpartition("=")[2]
+    for name in {*load_recipe("pixart_alpha").needs, dit} - {"imagenet"}:
+        Path(name).touch()
+    assert pixart(*command.split(), "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    steps = {step["name"]: step for step in plan["steps"]}
+    assert plan["missing"] == {}
+    assert {name for name in steps if steps[name]["action"] == "skip"} == {"features_imagenet", "stage1"}
+    for name in ("fid", "compbench"):
+        assert len(steps[name]["options"]["runs"]) == len(TABLE_4) - 1
+        assert steps[name]["reason"].endswith("without the curve of stage1, not done")
+    assert pixart("run", "pixart_alpha", "--only", "fid", "--dry-run") == 2
+    assert "step fid needs samples_coco" in capsys.readouterr().err
+
+
 def test_the_plan_counts_the_images_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     """Rather than believe the recipe's number; and takes the sizes that the features will have."""
     for number in range(3):

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pixart_core import __version__
 from pixart_core.artifacts.card import fingerprint, fingerprint_input, read_card, split_sources
 from pixart_core.errors import UserError
+from pixart_core.recipe.evaluate import EvaluateStep
 from pixart_core.recipe.mistakes import did_you_mean
 from pixart_core.recipe.records import Record, Records
 from pixart_core.recipe.schema import FromStep, Recipe, step_references
@@ -62,6 +63,8 @@ def plan_chain(
 ) -> list[PlannedStep]:
     """Decide for each step whether it is done; reads fingerprints and writes nothing.
 
+    A report does without the curves of a stage that is neither chosen nor done.
+
     Args:
         only: run these steps alone; what they need must be done.
         start_from: run this step and those after it; what they need from before must be done.
@@ -73,7 +76,8 @@ def plan_chain(
     chosen = _chosen(recipe, only, start_from)
     records = Records(root)
     planned: dict[str, PlannedStep] = {}
-    for name, step in recipe.steps.items():
+    for name, whole in recipe.steps.items():
+        step, curveless = _without_undone_curves(whole, planned)
         resolved = resolve_sources(step, root)
         record = _expected(name, step, resolved, planned)
         action, reason = _state(records, root / name, name, record, step.rounding)
@@ -82,8 +86,10 @@ def plan_chain(
             action = "done" if action == "done" else "skip"
         elif action == "done" and force:
             action, reason = "run", "forced"
+        if curveless and action in ("run", "continue"):
+            reason += f"; without the curve of {', '.join(curveless)}, not done"
+        _inputs_are_there(name, step, action, planned)
         planned[name] = PlannedStep(name, step.command, resolved, root / name, action, reason, record)
-    _inputs_are_there(recipe, planned)
     return list(planned.values())
 
 
@@ -176,14 +182,30 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _inputs_are_there(recipe: Recipe, planned: Mapping[str, PlannedStep]) -> None:
-    for name, step in recipe.steps.items():
-        if planned[name].action not in ("run", "continue"):
-            continue
-        for field, target in step_references(step):
-            if planned[target].action == "skip":
-                why = planned[target].reason.removeprefix("not chosen; ")
-                raise UserError(
-                    f"step {name} needs {target} (its {field}), which is not done ({why}); "
-                    f"run {target} first, or choose it too"
-                )
+def _without_undone_curves(step: S, planned: Mapping[str, PlannedStep]) -> tuple[S, list[str]]:
+    """`step` without those of its `runs` that are skipped, and their steps: scores do not need them."""
+    if not isinstance(step, EvaluateStep):
+        return step, []
+    undone = [
+        source.step
+        for source in step.runs.values()
+        if isinstance(source, FromStep) and planned[source.step].action == "skip"
+    ]
+    kept = {
+        name: source
+        for name, source in step.runs.items()
+        if not (isinstance(source, FromStep) and source.step in undone)
+    }
+    return step.model_copy(update={"runs": kept}), undone
+
+
+def _inputs_are_there(name: str, step: BaseModel, action: Action, planned: Mapping[str, PlannedStep]) -> None:
+    if action not in ("run", "continue"):
+        return
+    for field, target in step_references(step):
+        if planned[target].action == "skip":
+            why = planned[target].reason.removeprefix("not chosen; ")
+            raise UserError(
+                f"step {name} needs {target} (its {field}), which is not done ({why}); "
+                f"run {target} first, or choose it too"
+            )
