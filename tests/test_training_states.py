@@ -81,6 +81,16 @@ def test_damaged_states_never_push_out_a_good_one(tmp_path, store, whole) -> Non
     assert_same_weights(run, whole)
 
 
+def test_a_training_whose_states_are_all_damaged_is_not_begun_anew(tmp_path, store) -> None:
+    run = tmp_path / "run"
+    broken(make_step(store), run, 5)
+    for state in saved_states(run / "checkpoints"):
+        (state / "counters.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no state in .*checkpoints can be read .*counters\.json"):
+        run_training(make_step(store), run, Silent())
+    assert states(run) == [2, 4]
+
+
 def test_a_full_disk_while_saving_leaves_the_states_before_and_one_line(tmp_path, store, whole) -> None:
     run, limit = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
 

@@ -166,6 +166,30 @@ def test_weights_and_averages_are_as_before_bit_for_bit() -> None:
         assert torch.equal(ema.weights[name], averages[name])
 
 
+@pytest.mark.parametrize("fails", [1, 2, 3, 4])
+def test_memory_that_is_short_for_an_exchange_mixes_no_weights_and_averages(monkeypatch, fails) -> None:
+    model = nn.Linear(5, 3)
+    ema = Ema(model, 0.5)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    weight, average = model.weight.clone(), ema.weights["weight"].clone()
+    clone, calls = torch.Tensor.clone, []
+
+    def short(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(tensor)
+        if len(calls) == fails:
+            raise torch.OutOfMemoryError
+        return clone(tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "clone", short)
+        with evaluating(model, ema):
+            assert torch.equal(model.weight, average)
+    assert len(calls) == 4
+    assert torch.equal(model.weight, weight)
+    assert torch.equal(ema.weights["weight"], average)
+
+
 def test_nothing_is_compiled_for_a_validation(tmp_path: Path, store: Path) -> None:
     run = opened(store, tmp_path / "run")
     blocks = [module for module in run.model.modules() if isinstance(module, TransformerBlock)]

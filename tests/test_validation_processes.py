@@ -61,3 +61,11 @@ def test_validation_leaves_no_trace_in_a_training_of_several_processes(
     seen = train(launch, tmp_path / "seen", store, 2, distributed=mode, validation=watched)
     assert (plain / TRANSFORMER).read_bytes() == (seen / TRANSFORMER).read_bytes()
     assert len(rows(seen)) == 8
+
+
+def test_a_validation_that_cannot_begin_in_one_process_is_left_out_in_all(
+    launch: Launcher, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run/validation.jsonl").mkdir(parents=True)  # only the first process wants to write there
+    run = train(launch, tmp_path / "run", store, 2, validation={"every": 2, "samples": 2, "bands": 2})
+    assert (run / TRANSFORMER).exists()

@@ -30,8 +30,9 @@ def evaluating(model: nn.Module, ema: Ema | None) -> Iterator[None]:
             _reshard(model)
             weights = ema.weights if ema is not None else {}
             for name, parameter in model.named_parameters() if ema is not None else ():
-                exchanged.append((local(parameter.detach()), weights[name]))
-                _exchange(*exchanged[-1])
+                pair = local(parameter.detach()), weights[name]
+                _exchange(*pair)
+                exchanged.append(pair)
             yield
     finally:
         with torch.no_grad():
@@ -45,7 +46,10 @@ def evaluating(model: nn.Module, ema: Ema | None) -> Iterator[None]:
 
 def _exchange(a: Tensor, b: Tensor) -> None:
     assert a.dtype == b.dtype, "rounding would not come back"
-    kept = a.clone()
+    try:
+        kept = a.clone()
+    except torch.OutOfMemoryError:  # what did not fit may still be held, and half an exchange would train on
+        kept = a.to("cpu", copy=True)
     a.copy_(b)
     b.copy_(kept)
 

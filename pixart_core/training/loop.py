@@ -1,5 +1,6 @@
 """The training loop: stages 1, 2 and 3 of the paper, told apart by their recipes alone."""
 
+import gc
 import time
 from collections.abc import Collection
 from contextlib import nullcontext
@@ -67,6 +68,7 @@ def run_training(
             except RolledBackError as error:
                 progress.say(f"{error}; going back to the last state, the steps since are done again")
                 again.add(error.step)
+            gc.collect()  # the run holds itself in circles, and the next one wants its memory
 
 
 def _train(
@@ -90,8 +92,15 @@ def _train(
     started, clock = time.perf_counter() - run.counters.seconds, Clock(step)
     with StopRequests() as requests, run.ahead:
         while not run.done:
-            with run.pace.stepping():
-                stats = do_step(run)
+            try:
+                with run.pace.stepping():
+                    stats = do_step(run)
+            except RolledBackError as error:
+                interrupted, asked = on_any(run.accelerator, requests.interrupted, requests.asked)
+                if interrupted or asked:  # nobody would hear of it when the run is opened again
+                    told = f"{error}; ended as asked, run the same command to go back to the last state"
+                    raise (KeyboardInterrupt if interrupted else UnfinishedError)(told) from error
+                raise
             run.counters.step += 1
             passing("updated", run.counters.step)
             run.counters.seconds = time.perf_counter() - started

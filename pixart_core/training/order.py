@@ -19,6 +19,7 @@ class BatchOrder:
     Any step can be asked for at once, so that a resumed or re-sharded run sees the same batches: the
     time does not depend on the step, only on shuffling a bucket once a pass. Processes take equal parts
     of a batch (`processes.rank_slots`), so they always work on the same bucket and as much of it.
+    Threads may ask at once: what is kept is replaced whole, and at worst shuffled twice.
     """
 
     def __init__(self, buckets: Mapping[Bucket, int], batch_size: int, seed: int) -> None:
@@ -26,9 +27,8 @@ class BatchOrder:
         assert self.buckets, "no samples"
         self.batch_size = batch_size
         self.seed = seed
-        self._laps: dict[Bucket, dict[int, np.ndarray]] = {}
-        self._cached_epoch: int | None = None
-        self._cached_batches: list[tuple[Bucket, int]] = []
+        self._laps: dict[Bucket, list[tuple[int, np.ndarray]]] = {}
+        self._kept_epoch: tuple[int, list[tuple[Bucket, int]]] = (-1, [])
 
     def batches_before(self, epoch: int) -> int:
         """Number of batches in the epochs before `epoch`."""
@@ -55,16 +55,17 @@ class BatchOrder:
 
     def _epoch_batches(self, epoch: int) -> list[tuple[Bucket, int]]:
         """(bucket, number of the batch within the bucket) of an epoch, shuffled."""
-        if self._cached_epoch != epoch:
+        kept, order = self._kept_epoch
+        if kept != epoch:
             batches = [
                 (bucket, number)
                 for bucket, count in self.buckets.items()
                 for number in range(epoch * count // self.batch_size, (epoch + 1) * count // self.batch_size)
             ]
             shuffled = np.random.Generator(np.random.Philox(derive_seed(self.seed, "batches", epoch)))
-            self._cached_batches = [batches[i] for i in shuffled.permutation(len(batches))]
-            self._cached_epoch = epoch
-        return self._cached_batches
+            order = [batches[i] for i in shuffled.permutation(len(batches))]
+            self._kept_epoch = epoch, order
+        return order
 
     def _samples(self, bucket: Bucket, start: int, stop: int) -> np.ndarray:
         """Places `start` to `stop` of the endless stream of a bucket."""
@@ -78,13 +79,14 @@ class BatchOrder:
 
     def _lap(self, bucket: Bucket, lap: int) -> np.ndarray:
         """The order of one pass over a bucket; the last two asked for are kept: a batch may span two."""
-        kept = self._laps.setdefault(bucket, {})
-        if lap not in kept:
-            while len(kept) >= 2:
-                del kept[next(iter(kept))]
-            seed = derive_seed(self.seed, "lap", *bucket, lap)
-            kept[lap] = np.random.Generator(np.random.Philox(seed)).permutation(self.buckets[bucket])
-        return kept[lap]
+        kept = self._laps.get(bucket, [])
+        for number, order in kept:
+            if number == lap:
+                return order
+        seed = derive_seed(self.seed, "lap", *bucket, lap)
+        order = np.random.Generator(np.random.Philox(seed)).permutation(self.buckets[bucket])
+        self._laps[bucket] = [*kept[-1:], (lap, order)]
+        return order
 
 
 class Epoch(Sequence[tuple[Bucket, np.ndarray]]):

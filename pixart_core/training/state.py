@@ -121,7 +121,8 @@ def load_newest(
         Its counters (step 0 when there is none) and a line for every damaged state that was passed over.
 
     Raises:
-        UserError: a process does not see the states that the first one sees.
+        UserError: a process does not see the states that the first one sees, or all of them are damaged:
+            beginning anew would remove what may yet be saved.
     """
     problems: list[str] = []
     for name in all_told(accelerator, [state.name for state in reversed(saved_states(root))])[0]:
@@ -137,6 +138,11 @@ def load_newest(
             problems.append(f"{folder} is damaged ({damage}); using the one before it")
             continue
         return _load(folder, model, ema, optimizers, accelerator), problems
+    if problems:
+        raise UserError(
+            f"no state in {root} can be read ({problems[0].partition(';')[0]}): bring one back, or remove "
+            "the folder to begin anew"
+        )
     return Counters(), problems
 
 

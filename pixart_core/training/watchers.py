@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from pixart_core.errors import UserError
 from pixart_core.training.page import PAGE, Page
+from pixart_core.training.processes import on_any
 from pixart_core.training.run import Run
 from pixart_core.training.step import StepStats
 from pixart_core.training.told_once import Ending
@@ -49,10 +50,13 @@ class Guarded:
         self.begun = False
 
     def begin(self, run: Run) -> None:
-        """Guarded `begin`; a watcher that fails here is not called again."""
+        """Guarded `begin`; a watcher that fails here on any process is not called again on any."""
+        begun = False
         with self._guarded(run, strict=not run.counters.step):
             self.watcher.begin(run)
-            self.begun = True
+            begun = True
+        # Its collective operations want all processes, or none.
+        self.begun = not on_any(run.accelerator, not begun)[0]
 
     def after_step(self, run: Run, stats: StepStats, row: Mapping[str, Any] | None) -> None:
         """Guarded `after_step`."""
