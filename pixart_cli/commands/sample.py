@@ -27,7 +27,11 @@ def sample(
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)
     ] = None,
     prompts: Annotated[
-        str | None, typer.Option(help="Text file with a prompt a line, or a manifest (its held-out prompts).")
+        str | None,
+        typer.Option(
+            help="Text file with a prompt a line, JSONL or CSV with options for each, or a manifest (its "
+            "held-out prompts)."
+        ),
     ] = None,
     scheduler: Annotated[
         str | None,

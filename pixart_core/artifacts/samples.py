@@ -28,6 +28,7 @@ class SampleRecord:
         height, width: pixels.
         meta: ground truth of the prompt, where its source has one.
         untrained_size: whether the size is far from those that the model was trained on (`any_size`).
+        negative_prompt, guidance_scale, num_inference_steps: None where nobody recorded them.
     """
 
     id: str
@@ -38,6 +39,9 @@ class SampleRecord:
     width: int
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     untrained_size: bool = False
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    num_inference_steps: int | None = None
 
 
 def image_file(number: int) -> str:

@@ -1,6 +1,7 @@
 """What a step would cost, from its options and the cards of its inputs alone (for `--dry-run`)."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pixart_core.recipe.features import ExtractFeaturesStep
 from pixart_core.recipe.image_counts import count_images
 from pixart_core.recipe.plan import resolve_sources
 from pixart_core.recipe.planning import PlanOptions
+from pixart_core.recipe.prompts import PromptOptions, has_options, read_prompt_file
 from pixart_core.recipe.schema import Recipe, SampleStep
 from pixart_core.recipe.training import TrainStep
 
@@ -38,24 +40,35 @@ def estimate(step: BaseModel) -> dict[str, Any]:
 
 
 def estimate_training(
-    step: TrainStep, name: str = "", recipe: Recipe | None = None, root: Path = Path()
+    step: TrainStep,
+    name: str = "",
+    recipe: Recipe | None = None,
+    root: Path = Path(),
+    remade: Collection[str] = (),
 ) -> dict[str, Any]:
     """Counts and cost of a train step.
 
     Args:
         name, recipe: the step's, which tell the plan's hardware, and what an earlier step will make.
         root: folder of the recipe's outputs.
+        remade: steps whose outputs there will be made again.
     """
     plan = recipe.plan if recipe is not None else PlanOptions.model_validate({})
-    return training_cost(step, expect(step, plan.steps.get(name), recipe, root), plan, name)
+    return training_cost(step, expect(step, plan.steps.get(name), recipe, root, remade), plan, name)
 
 
-def estimate_recipe(recipe: Recipe, root: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """(the estimate of each step, the sum over its train steps if there are several)."""
+def estimate_recipe(
+    recipe: Recipe, root: Path, remade: Collection[str] = ()
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """(the estimate of each step, the sum over its train steps if there are several).
+
+    Args:
+        remade: steps whose outputs in `root` will be made again.
+    """
     estimates = {}
     for name, step in recipe.steps.items():
         if isinstance(step, TrainStep):
-            estimates[name] = estimate_training(step, name, recipe, root)
+            estimates[name] = estimate_training(step, name, recipe, root, remade)
         else:
             estimates[name] = estimate(resolve_sources(step, root))
     trained = [estimates[name] for name, step in recipe.steps.items() if isinstance(step, TrainStep)]
@@ -64,6 +77,8 @@ def estimate_recipe(recipe: Recipe, root: Path) -> tuple[dict[str, dict[str, Any
 
 def _sampling(step: SampleStep) -> dict[str, Any]:
     prompts = len(step.prompts)
+    if step.prompts_file is not None and has_options(Path(str(step.prompts_file))):
+        return _with_options(step, read_prompt_file(Path(str(step.prompts_file))))
     if step.prompts_file is not None:
         counted = _count_prompts(Path(str(step.prompts_file)))
         if counted is None:
@@ -72,6 +87,16 @@ def _sampling(step: SampleStep) -> dict[str, Any]:
     prompts = min(prompts, step.limit or prompts)
     images = prompts * step.images_per_prompt
     return {"prompts": prompts, "images": images, "solver_steps": images * step.num_inference_steps}
+
+
+def _with_options(step: SampleStep, listed: list[PromptOptions]) -> dict[str, Any]:
+    """The same for prompts that have options of their own."""
+    given = [PromptOptions(prompt=prompt) for prompt in step.prompts]
+    prompts = [*given, *listed][: step.limit]
+    images = [prompt.images_per_prompt or step.images_per_prompt for prompt in prompts]
+    steps = [prompt.num_inference_steps or step.num_inference_steps for prompt in prompts]
+    solver_steps = sum(count * each for count, each in zip(images, steps, strict=True))
+    return {"prompts": len(prompts), "images": sum(images), "solver_steps": solver_steps}
 
 
 def _count_prompts(path: Path) -> int | None:

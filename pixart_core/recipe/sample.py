@@ -42,8 +42,9 @@ class SampleStep(Strict):
     prompts: tuple[str, ...] = ()
     prompts_file: Source | None = Field(
         None,
-        description="Text file, a folder of T2I-CompBench's {category}_val.txt, or a manifest whose held-out "
-        "prompts are used.",
+        description="Text file, JSONL or CSV (with seed, height, width, negative_prompt, guidance_scale, "
+        "num_inference_steps, images_per_prompt or id of each prompt), a folder of T2I-CompBench's "
+        "{category}_val.txt, or a manifest whose held-out prompts are used.",
     )
     limit: PositiveInt | None = None
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(

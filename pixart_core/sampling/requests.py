@@ -1,68 +1,111 @@
-"""What to draw: prompts, each with its own seed and size."""
+"""What to draw: prompts, each with its own seed, size and options."""
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pixart_core.artifacts.manifest import manifest_folder, read_manifest
 from pixart_core.artifacts.samples import SampleRecord, image_file
 from pixart_core.errors import UserError
 from pixart_core.evaluation.compbench.prompts import read_prompts
 from pixart_core.recipe.compbench import Category, prompt_categories
-from pixart_core.recipe.schema import SampleStep
+from pixart_core.recipe.prompts import PromptOptions, read_prompt_file
+from pixart_core.recipe.sample import SampleStep, check_steps
 from pixart_core.seeding import derive_seed
+
+Value = TypeVar("Value")
 
 
 def read_requests(step: SampleStep, default_size: tuple[int, int]) -> list[SampleRecord]:
     """The images that `step` asks for, in order: every prompt `images_per_prompt` times.
 
-    The seed of an image derives from the step's seed and the image's number.
+    The seed of an image derives from the step's seed and the image's number, unless its prompt has one.
 
     Raises:
-        UserError: no prompt, or a file that cannot be read.
+        UserError: no prompt, two of one id, or a file that cannot be read.
     """
-    prompts: list[tuple[str, str, dict[str, Any]]] = [
-        (f"{number:06d}", prompt, {}) for number, prompt in enumerate(step.prompts)
-    ]
+    prompts = [PromptOptions(prompt=prompt) for prompt in step.prompts]
     if step.prompts_file is not None:
-        prompts += _from_file(Path(str(step.prompts_file)), len(prompts))
+        prompts += _from_file(Path(str(step.prompts_file)))
     prompts = prompts[: step.limit]
     if not prompts:
         raise UserError("nothing to draw: give a prompt, or --prompts with a text file or a manifest")
     sizes = step.sizes or (default_size,)
     records: list[SampleRecord] = []
-    for number, (id_, prompt, meta) in enumerate(prompts):
-        height, width = sizes[number % len(sizes)]
-        for _ in range(step.images_per_prompt):
-            image = len(records)
-            seed = derive_seed(step.seed, "image", image)
-            records.append(SampleRecord(id_, image_file(image), prompt, seed, height, width, meta))
+    for number, (id_, prompt) in enumerate(_with_ids(prompts)):
+        size = sizes[number % len(sizes)]
+        if prompt.height is not None and prompt.width is not None:
+            size = (prompt.height, prompt.width)
+        for copy in range(_or(prompt.images_per_prompt, step.images_per_prompt)):
+            records.append(_record(step, prompt, id_, len(records), copy, size))
     return records
 
 
-def _from_file(path: Path, offset: int) -> list[tuple[str, str, dict[str, Any]]]:
+def _record(
+    step: SampleStep, prompt: PromptOptions, id_: str, image: int, copy: int, size: tuple[int, int]
+) -> SampleRecord:
+    steps = _or(prompt.num_inference_steps, step.num_inference_steps)
+    try:
+        check_steps(step.scheduler, steps)
+    except ValueError as error:
+        raise UserError(f"{step.prompts_file}: prompt {id_}: {error}") from error
+    if prompt.seed is None:
+        seed = derive_seed(step.seed, "image", image)
+    else:
+        seed = derive_seed(prompt.seed, "copy", copy) if copy else prompt.seed
+    return SampleRecord(
+        id=id_,
+        file=image_file(image),
+        prompt=prompt.prompt,
+        seed=seed,
+        height=size[0],
+        width=size[1],
+        meta=prompt.meta,
+        negative_prompt=_or(prompt.negative_prompt, step.negative_prompt),
+        guidance_scale=_or(prompt.guidance_scale, step.guidance_scale),
+        num_inference_steps=steps,
+    )
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def _with_ids(prompts: list[PromptOptions]) -> list[tuple[str, PromptOptions]]:
+    """Prompts with their ids; those without one are numbered."""
+    found: dict[str, PromptOptions] = {}
+    for number, prompt in enumerate(prompts):
+        id_ = f"{number:06d}" if prompt.id is None else prompt.id
+        if id_ in found:
+            raise UserError(f"two prompts have the id {id_!r}; prompts without one are numbered from 000000")
+        found[id_] = prompt
+    return list(found.items())
+
+
+def _from_file(path: Path) -> list[PromptOptions]:
     if manifest_folder(path) is not None:
         heldout = read_manifest(path).split("heldout")
-        found = [(record.id, record.caption, record.meta) for record in heldout if record.caption]
+        found = [
+            PromptOptions(prompt=record.caption, id=record.id, meta=record.meta)
+            for record in heldout
+            if record.caption
+        ]
         if not found:
             raise UserError(f"{path} holds no held-out captions (see heldout_fraction)")
         return found
     if categories := prompt_categories(path):
         return _of_compbench(path, categories)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: {error}") from error
-    kept = [line.strip() for line in lines if line.strip()]
-    if not kept:
-        raise UserError(f"{path} holds no prompts")
-    return [(f"{offset + number:06d}", prompt, {}) for number, prompt in enumerate(kept)]
+    return read_prompt_file(path)
 
 
-def _of_compbench(folder: Path, categories: Collection[Category]) -> list[tuple[str, str, dict[str, Any]]]:
+def _of_compbench(folder: Path, categories: Collection[Category]) -> list[PromptOptions]:
     """The prompts of T2I-CompBench in `folder`."""
     return [
-        (f"{prompt.category}-{prompt.index:03d}", prompt.text, {"category": prompt.category})
+        PromptOptions(
+            prompt=prompt.text,
+            id=f"{prompt.category}-{prompt.index:03d}",
+            meta={"category": prompt.category},
+        )
         for prompts in read_prompts(str(folder), categories).values()
         for prompt in prompts
     ]

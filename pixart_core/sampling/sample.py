@@ -56,10 +56,8 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     progress.advance(task, len(records) - len(todo))
     settings = {
         "checkpoint": card.inputs["checkpoint"],
-        "num_inference_steps": step.num_inference_steps,
-        "guidance_scale": step.guidance_scale,
-        "negative_prompt": step.negative_prompt,
         "scheduler": step.scheduler,
+        "guidance_interval": step.guidance_interval,
         "dtype": step.dtype,
         "pixart_version": card.pixart_version,
     }
@@ -93,10 +91,11 @@ def _untrained_sizes(
 
 
 def _batches(records: list[SampleRecord], size: int) -> Iterator[list[SampleRecord]]:
-    """Batches of one picture size each."""
+    """Batches of pictures that are drawn alike: one size, and one number of steps, guidance and so on."""
 
-    def key(record: SampleRecord) -> tuple[int, int]:
-        return record.height, record.width
+    def key(record: SampleRecord) -> tuple[int, int, int, float, str]:
+        steps, guidance = _solving(record)
+        return record.height, record.width, steps, guidance, record.negative_prompt or ""
 
     for _, group in groupby(sorted(records, key=key), key=key):
         same = list(group)
@@ -104,14 +103,19 @@ def _batches(records: list[SampleRecord], size: int) -> Iterator[list[SampleReco
             yield same[start : start + size]
 
 
+def _solving(record: SampleRecord) -> tuple[int, float]:
+    """Steps and guidance scale, which `read_requests` gives every record."""
+    assert record.num_inference_steps is not None
+    assert record.guidance_scale is not None
+    return record.num_inference_steps, record.guidance_scale
+
+
 def _draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) -> list[Image.Image]:
-    factor = model.pixels_per_latent
-    shape = (
-        model.transformer.config.in_channels,
-        records[0].height // factor,
-        records[0].width // factor,
-    )
-    prompts, unconditional = model.encode([record.prompt for record in records], step.negative_prompt)
+    """Pictures of records that `_batches` put together."""
+    factor, first = model.pixels_per_latent, records[0]
+    steps, guidance = _solving(first)
+    shape = (model.transformer.config.in_channels, first.height // factor, first.width // factor)
+    prompts, unconditional = model.encode([record.prompt for record in records], first.negative_prompt or "")
     seeds = [record.seed for record in records]
     latents = denoise(
         model,
@@ -119,8 +123,8 @@ def _draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) -
         prompts,
         unconditional,
         scheduler=step.scheduler,
-        num_inference_steps=step.num_inference_steps,
-        guidance_scale=step.guidance_scale,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
         guidance_interval=step.guidance_interval,
         generators=noise_generators(seeds, shape) if step.scheduler in STOCHASTIC else None,
     )

@@ -142,6 +142,10 @@ def _records(options: ValidationOptions, model: SamplingModel) -> list[SampleRec
         images_per_prompt=options.images_per_prompt,
         sizes=options.sizes,
         seed=options.seed,
+        scheduler=options.scheduler,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+        negative_prompt=options.negative_prompt,
     )
     records = read_requests(asked, model.default_size)
     for height, width in sorted({(record.height, record.width) for record in records}):

@@ -1,0 +1,133 @@
+"""Files of prompts: text with one a line, or JSONL or CSV with options for each."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+
+from pixart_core.errors import UserError
+from pixart_core.recipe.base import Strict
+from pixart_core.recipe.mistakes import did_you_mean, dotted, explain
+
+MOST_MISTAKES = 20  # told at once
+
+
+class PromptOptions(Strict):
+    """One prompt and what is special about it; what is not given is as for all the others.
+
+    Attributes:
+        seed: that of its image itself; further images of the prompt derive theirs from it.
+        height, width: pixels.
+        meta: ground truth, which a JSONL file may bring along for evaluation.
+    """
+
+    prompt: str
+    id: str | None = None
+    seed: NonNegativeInt | None = Field(default=None, lt=2**63)
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    negative_prompt: str | None = None
+    guidance_scale: NonNegativeFloat | None = Field(default=None, allow_inf_nan=False)
+    num_inference_steps: PositiveInt | None = None
+    images_per_prompt: PositiveInt | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _whole_size(self) -> Self:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("give height and width together")
+        return self
+
+
+def has_options(path: Path) -> bool:
+    """Whether `path` is a file whose prompts may have options of their own."""
+    return path.suffix.lower() in (".jsonl", ".csv") and path.is_file()
+
+
+def read_prompt_file(path: Path) -> list[PromptOptions]:
+    """The prompts of a text, JSONL (`{"prompt": ..., "seed": ...}` a line) or CSV file (a header first).
+
+    Raises:
+        UserError: it cannot be read, holds no prompt, or has mistakes (each told with its line).
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from error
+    if path.suffix.lower() == ".jsonl":
+        prompts = _read_rows(path, _json_rows(path, text))
+    elif path.suffix.lower() == ".csv":
+        prompts = _read_rows(path, _csv_rows(path, text))
+    else:
+        lines = (line.strip() for line in text.splitlines())
+        prompts = [PromptOptions(prompt=line) for line in lines if line]
+    if not prompts:
+        raise UserError(f"{path} holds no prompts")
+    return prompts
+
+
+Row = tuple[int, dict[str, Any]]  # line of the file, its fields
+
+
+def _json_rows(path: Path, text: str) -> Iterator[Row]:
+    # Not splitlines: JSON may hold U+2028 as it is.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path}:{number}: expected an object as {{"prompt": "a red fox"}}')
+        yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+    """Rows of cells that are not empty."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        known = PromptOptions.model_fields.keys() - {"meta"}
+        for column in reader.fieldnames or ():
+            if column not in known:
+                raise UserError(f"{path}:1: unknown column {column!r}{did_you_mean(column, known)}")
+        if "prompt" not in (reader.fieldnames or ()):
+            raise UserError(f"{path}:1: no column named prompt; the first line names the columns")
+        for row in reader:
+            if None in row:
+                raise UserError(
+                    f"{path}:{reader.line_num}: more cells than columns; quote commas in a prompt"
+                )
+            yield reader.line_num, {column: cell for column, cell in row.items() if cell}
+    except csv.Error as error:
+        raise UserError(f"{path}: not CSV after line {reader.line_num} ({error})") from error
+
+
+def _read_rows(path: Path, rows: Iterator[Row]) -> list[PromptOptions]:
+    prompts, wrong = [], []
+    lines: dict[str, int] = {}
+    for number, row in rows:
+        given = {name: value for name, value in row.items() if value is not None}
+        if isinstance(given.get("id"), int):
+            given["id"] = str(given["id"])
+        try:
+            prompt = PromptOptions.model_validate(given)
+        except ValidationError as error:
+            for mistake in explain(error, PromptOptions, given):
+                where = f"{dotted(mistake.path)}: " if mistake.path else ""
+                wrong.append(f"{path}:{number}: {where}{mistake.message}")
+            continue
+        if not prompt.prompt.strip():
+            wrong.append(f"{path}:{number}: the prompt is empty")
+        if prompt.id is not None and (first := lines.setdefault(prompt.id, number)) != number:
+            wrong.append(f"{path}:{number}: id {prompt.id!r} is that of line {first} already")
+        prompts.append(prompt)
+    if wrong:
+        more = [f"and {len(wrong) - MOST_MISTAKES} more"] if len(wrong) > MOST_MISTAKES else []
+        told = [*wrong[:MOST_MISTAKES], *more]
+        raise UserError(told[0] if len(told) == 1 else f"{len(wrong)} mistakes:\n  " + "\n  ".join(told))
+    return prompts
