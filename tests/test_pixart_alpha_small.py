@@ -141,3 +141,14 @@ def test_a_change_reaches_only_what_depends_on_it(
     plan = json.loads(chain.run("--dry-run", "--json", change))
     assert {step["name"] for step in plan["steps"] if step["action"] != "done"} == reached
     assert plan["missing"] == {}
+
+
+def test_a_plan_does_not_count_what_will_be_made_again(chain: Chain, result: dict[str, Any]) -> None:
+    """Tokens of a picture are those of the features to come: twice the side, four times the tokens."""
+    finer = [f"features_imagenet.resolution={2 * SMALL}", f"stage1.model.sample_size={SMALL // 4}"]
+
+    def tokens(*changes: str) -> int:
+        plan = json.loads(chain.run("--dry-run", "--json", *changes))
+        return {step["name"]: step for step in plan["steps"]}["stage1"]["estimate"]["tokens"]
+
+    assert tokens(*finer) == 4 * tokens() == (2 * SMALL // 16) ** 2

@@ -67,7 +67,8 @@ def run(
         if dry_run:
             check_root(root)
             plan = plan_chain(loaded, root, only=names, start_from=start_from, force=force)
-            estimates, total = estimate_recipe(loaded, root)
+            remade = [step.name for step in plan if step.action == "run"]
+            estimates, total = estimate_recipe(loaded, root, remade)
             steps = [step.as_json() | {"estimate": estimates[step.name]} for step in plan]
             shown = {
                 "output": str(root),

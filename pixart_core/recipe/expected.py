@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,25 @@ class Expected:
 
 
 def expect(
-    step: TrainStep, plan: StepPlan | None = None, recipe: Recipe | None = None, root: Path = Path()
+    step: TrainStep,
+    plan: StepPlan | None = None,
+    recipe: Recipe | None = None,
+    root: Path = Path(),
+    remade: Collection[str] = (),
 ) -> Expected:
-    """Read what is there, and follow `{step: NAME}` through `recipe` (whose outputs are below `root`)."""
+    """Read what is there, and follow `{step: NAME}` through `recipe` (whose outputs are below `root`).
+
+    Args:
+        remade: steps whose outputs will be made again, so that what lies there does not count.
+    """
+    there = _Outputs(root, frozenset(remade))
     assumed: list[str] = []
-    model = _model(step, recipe, root)
+    model = _model(step, recipe, there)
     if model is None:
         model = _moved(ModelOptions.model_validate({}), step.positions)
-        assumed.append(f"{_path(step.init, root)} cannot be read yet: XL/2")
-    features = Path(_path(step.features, root))
-    card = read_card(features)
+        assumed.append(f"{there.path(step.init)} cannot be read yet: XL/2")
+    features = there.path(step.features)
+    card = read_card(features) if there.may_be_read(step.features) else None
     if card is not None and card["details"].get("count"):
         return _of_card(card["details"], step, model, assumed)
     made_by = _source_step(step.features, recipe)
@@ -68,7 +77,7 @@ def expect(
     if extract is not None:
         interface, factor = _of_encoders(extract, recipe)
         resolution = step.resolution or extract.all_resolutions[0]
-        images = _counted(extract, root) or images
+        images = _counted(extract, there) or images
         buckets = extract.aspect_buckets  # known, whatever the plan supposes
     else:
         assumed.append(
@@ -121,25 +130,41 @@ def _of_encoders(extract: ExtractFeaturesStep, recipe: Recipe | None) -> tuple[I
     return Interface(channels, width, extract.max_tokens), factor
 
 
-def _counted(extract: ExtractFeaturesStep, root: Path) -> int | None:
+@dataclasses.dataclass(frozen=True)
+class _Outputs:
+    """Where the outputs of steps are, and which of them will be made again."""
+
+    root: Path
+    remade: frozenset[str]
+
+    def path(self, source: str | FromStep | None) -> Path:
+        return self.root / source.step if isinstance(source, FromStep) else Path(str(source))
+
+    def may_be_read(self, source: str | FromStep | None) -> bool:
+        return not (isinstance(source, FromStep) and source.step in self.remade)
+
+
+def _counted(extract: ExtractFeaturesStep, there: _Outputs) -> int | None:
     """Images that the features will be of, where their data are here."""
-    return count_images(_path(extract.data, root), extract.limit)[0]
+    if not there.may_be_read(extract.data):
+        return None
+    return count_images(str(there.path(extract.data)), extract.limit)[0]
 
 
-def _model(step: TrainStep, recipe: Recipe | None, root: Path) -> ModelOptions | None:
-    found = step.model or _model_of(step.init, recipe, root)
+def _model(step: TrainStep, recipe: Recipe | None, there: _Outputs) -> ModelOptions | None:
+    found = step.model or _model_of(step.init, recipe, there)
     return None if found is None else _moved(found, step.positions)
 
 
-def _model_of(source: str | FromStep | None, recipe: Recipe | None, root: Path) -> ModelOptions | None:
+def _model_of(source: str | FromStep | None, recipe: Recipe | None, there: _Outputs) -> ModelOptions | None:
     """The model behind a source: of its config.json, or of the step that will make it."""
-    made = _model_in(Path(_path(source, root)))
+    made = _model_in(there.path(source)) if there.may_be_read(source) else None
     step = _source_step(source, recipe)
     if made is not None or step is None:
         return made
     if isinstance(step, TrainStep):
-        return _model(step, recipe, root)
-    if not isinstance(step, ConvertStep) or (model := _model_of(step.source, recipe, root)) is None:
+        return _model(step, recipe, there)
+    if not isinstance(step, ConvertStep) or (model := _model_of(step.source, recipe, there)) is None:
         return None
     if step.to == "pixart" and model.conditioning == "class":
         model = model.model_copy(update={"conditioning": "text", "modulation": step.modulation})
@@ -156,10 +181,6 @@ def _moved(model: ModelOptions, positions: Positions | None) -> ModelOptions:
 
 def _source_step(source: str | FromStep | None, recipe: Recipe | None) -> Any:
     return recipe.steps.get(source.step) if recipe and isinstance(source, FromStep) else None
-
-
-def _path(source: str | FromStep | None, root: Path) -> str:
-    return str(root / source.step) if isinstance(source, FromStep) else str(source)
 
 
 def _model_in(init: Path) -> ModelOptions | None:
