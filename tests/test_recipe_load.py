@@ -204,6 +204,7 @@ def test_mistakes_in_overrides_name_the_override(write) -> None:
         "second.seed=x",
         "second.micro_batch_sise=2",
         "second.optimiser.kind=muon",
+        "second.weight_decay=0",
         "seed=3",
         "nonsense",
     )
@@ -216,6 +217,8 @@ def test_mistakes_in_overrides_name_the_override(write) -> None:
         "override 'second.seed=x': second.seed: expected a whole number, got \"x\"",
         "override 'second.micro_batch_sise=2': second.micro_batch_sise: unknown key, "
         "did you mean micro_batch_size?",
+        "override 'second.weight_decay=0': second.weight_decay: unknown key, did you mean "
+        "second.optimizer.weight_decay?",
     ]
 
 

@@ -9,7 +9,16 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from pixart_core.recipe.annotations import child, is_model, literals, members, tag_field, tagged_member, tags
+from pixart_core.recipe.annotations import (
+    TAG_FIELDS,
+    child,
+    is_model,
+    literals,
+    members,
+    tag_field,
+    tagged_member,
+    tags,
+)
 
 Path = tuple[str | int, ...]
 
@@ -110,7 +119,8 @@ def _mistake(place: _Place, item: dict[str, Any]) -> Mistake:
     kind, value, path, context = item["type"], item["input"], place.path, item.get("ctx", {})
     if kind == "extra_forbidden":
         known = list(place.parent.model_fields) if is_model(place.parent) else []
-        listed = did_you_mean(str(path[-1]), known) or (f"; known: {', '.join(known)}" if known else "")
+        near = _one_level_down(place.parent, path) or did_you_mean(str(path[-1]), known)
+        listed = near or (f"; known: {', '.join(known)}" if known else "")
         return Mistake(path, f"unknown key{listed}")
     if kind == "missing":
         field = place.parent.model_fields.get(path[-1]) if is_model(place.parent) else None
@@ -126,6 +136,16 @@ def _mistake(place: _Place, item: dict[str, Any]) -> Mistake:
     if kind == "value_error":
         return Mistake(path, str(context["error"]))
     return Mistake(path, _plain(kind, item["msg"], value))
+
+
+def _one_level_down(parent: Any, path: Path) -> str:
+    """`, did you mean stage1.optimizer.weight_decay?` for a key of the options within those of `parent`."""
+    key = str(path[-1])
+    fields = parent.model_fields if is_model(parent) and key not in TAG_FIELDS else {}
+    for name, field in fields.items():
+        if any(is_model(option) and key in option.model_fields for option in members(field.annotation)):
+            return f", did you mean {dotted((*path[:-1], name, key))}?"
+    return ""
 
 
 def _untold_kind(place: _Place, value: Any) -> Mistake:
