@@ -1,10 +1,11 @@
 """`pixart sample`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from pixart_cli import sample_again
 from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output, Seed, with_examples
@@ -19,10 +20,15 @@ from pixart_core.recipe.schema import SampleStep
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts prompts.txt --seed 7",
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts runs/quickstart/data_large "
     "--set sizes=[[80,112]] --set images_per_prompt=4",
+    "pixart sample --from samples/pipeline/images/000000.png --check",
+    "pixart sample --from samples/pipeline/images/000000.png --guidance-scale 2",
     fields_of=SampleStep,
 )
 def sample(
-    checkpoint: Annotated[str, typer.Option(help="Output of pixart train, or a pipeline folder.")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Output of pixart train, or a pipeline folder.", show_default=False),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)
     ] = None,
@@ -41,6 +47,18 @@ def sample(
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; 1 is none.", show_default=False)
     ] = None,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="IMAGE", help="Draw a PNG again as it tells, with what is given changed."
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="With --from: draw it unchanged and report the difference.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="With --check: largest difference of a pixel, of 255.")
+    ] = 1,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any of the fields below; may be repeated."),
@@ -59,7 +77,7 @@ def sample(
             field, is_option, _ = text.partition("=")
             if is_option and field in SampleStep.model_fields:
                 raise UserError(f"{text!r} would be drawn as a prompt; an option is given as --set {text}")
-        values = {
+        values: dict[str, Any] = {
             "checkpoint": checkpoint,
             "prompts": tuple(prompt) if prompt else None,
             "prompts_file": prompts,
@@ -73,9 +91,16 @@ def sample(
         }
         flags = {field: f"--{field.replace('_', '-')}" for field in values}
         flags |= {"prompts": "PROMPT", "prompts_file": "--prompts"}
+        if from_ is not None and check:
+            sample_again.check(from_, values, set_ or [], tolerance, as_json=as_json)
+            return
+        if from_ is not None:
+            values = sample_again.options_of(from_, values, set_ or [])
+        elif check or values["checkpoint"] is None:
+            raise UserError("--check needs --from IMAGE" if check else "give --checkpoint, or --from IMAGE")
         step = step_from_options(SampleStep, values, set_ or [], flags)
         if not step.prompts and step.prompts_file is None:
             raise UserError('nothing to draw: give a prompt, as in "a red fox", or --prompts FILE')
         if prompts is not None and not Path(prompts).exists():
             raise UserError(f"--prompts: no file or manifest folder {prompts}")
-        execute("sample", step, output, name_of(checkpoint), as_json=as_json, dry_run=dry_run)
+        execute("sample", step, output, name_of(str(step.checkpoint)), as_json=as_json, dry_run=dry_run)

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pixart_core.errors import UserError
 
 SAMPLES = "samples.jsonl"
 IMAGES = "images"
+PNG_TEXT = "pixart"  # key of the text that a PNG holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,9 @@ class SampleRecord:
     num_inference_steps: int | None = None
 
 
+FIELDS = frozenset(field.name for field in dataclasses.fields(SampleRecord))
+
+
 def image_file(number: int) -> str:
     """Name of image `number` of a set."""
     return f"{IMAGES}/{number:06d}.png"
@@ -53,15 +57,18 @@ def write_image(folder: Path, record: SampleRecord, image: Image.Image, settings
     """Publish one image; prompt, seed and settings ride along as PNG text."""
     provenance = PngImagePlugin.PngInfo()
     row = {name: value for name, value in dataclasses.asdict(record).items() if name != "meta"}
-    provenance.add_itxt("pixart", json.dumps(row | settings, sort_keys=True, ensure_ascii=False))
+    provenance.add_itxt(PNG_TEXT, json.dumps(row | settings, sort_keys=True, ensure_ascii=False))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=provenance)
     write_bytes(folder / record.file, buffer.getvalue())
 
 
-def finish_samples(folder: Path, records: list[SampleRecord], card: Card) -> None:
-    """Write `samples.jsonl`, then the card."""
-    lines = (json.dumps(dataclasses.asdict(record), sort_keys=True, ensure_ascii=False) for record in records)
+def finish_samples(
+    folder: Path, records: list[SampleRecord], card: Card, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write `samples.jsonl` (each line with `settings`, common to all images), then the card."""
+    rows = (dataclasses.asdict(record) | dict(settings or {}) for record in records)
+    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
     write_text(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
     card.write(folder)
 
@@ -89,6 +96,8 @@ def _rows(path: Path) -> Iterator[SampleRecord]:
         if not line:
             continue
         try:
-            yield SampleRecord(**json.loads(line))
-        except (ValueError, TypeError) as error:
+            row = json.loads(line)
+            # What all images have in common is for people, and for `Provenance` of a PNG.
+            yield SampleRecord(**{name: value for name, value in row.items() if name in FIELDS})
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}:{number}: not a sample ({error})") from error

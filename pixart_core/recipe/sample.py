@@ -1,6 +1,6 @@
 """Options of `pixart sample`."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
@@ -75,6 +75,9 @@ class SampleStep(Strict):
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str | None = None
     seed: NonNegativeInt = 0
+    image_seeds: tuple[Annotated[NonNegativeInt, Field(lt=2**63)], ...] = Field(
+        default=(), description="Seeds of the first images themselves; the others derive theirs from seed."
+    )
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:

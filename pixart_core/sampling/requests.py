@@ -19,7 +19,8 @@ Value = TypeVar("Value")
 def read_requests(step: SampleStep, default_size: tuple[int, int]) -> list[SampleRecord]:
     """The images that `step` asks for, in order: every prompt `images_per_prompt` times.
 
-    The seed of an image derives from the step's seed and the image's number, unless its prompt has one.
+    The seed of an image derives from the step's seed and the image's number, unless its prompt
+    has one or `image_seeds` tells it.
 
     Raises:
         UserError: no prompt, two of one id, or a file that cannot be read.
@@ -49,7 +50,9 @@ def _record(
         check_steps(step.scheduler, steps)
     except ValueError as error:
         raise UserError(f"{step.prompts_file}: prompt {id_}: {error}") from error
-    if prompt.seed is None:
+    if image < len(step.image_seeds):
+        seed = step.image_seeds[image]
+    elif prompt.seed is None:
         seed = derive_seed(step.seed, "image", image)
     else:
         seed = derive_seed(prompt.seed, "copy", copy) if copy else prompt.seed

@@ -1,14 +1,8 @@
 """`pixart sample`: prompts in, a sample set out; a killed run continues."""
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
 
 from pixart_core.artifacts.card import Card, card_for
 from pixart_core.artifacts.publish import write_text
@@ -17,13 +11,13 @@ from pixart_core.encoders.device import choose_device
 from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import SampleStep
-from pixart_core.sampling.denoise import check_sampler, denoise, initial_noise, noise_generators
+from pixart_core.sampling.again import settings_of
+from pixart_core.sampling.denoise import check_sampler
+from pixart_core.sampling.draw import DTYPES, batches, draw
 from pixart_core.sampling.model import SamplingModel, load_model
 from pixart_core.sampling.requests import read_requests
-from pixart_core.sampling.schedulers import STOCHASTIC
 from pixart_core.sampling.sheet import write_sheet
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STARTED = "sampling.json"
 
 
@@ -54,20 +48,14 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     task = f"sample {output.name}"
     progress.start(task, len(records))
     progress.advance(task, len(records) - len(todo))
-    settings = {
-        "checkpoint": card.inputs["checkpoint"],
-        "scheduler": step.scheduler,
-        "guidance_interval": step.guidance_interval,
-        "dtype": step.dtype,
-        "pixart_version": card.pixart_version,
-    }
-    for batch in _batches(todo, step.batch_size):
-        for record, image in zip(batch, _draw(model, step, batch), strict=True):
+    settings = dataclasses.asdict(settings_of(model, step, card, output))
+    for batch in batches(todo, step.batch_size):
+        for record, image in zip(batch, draw(model, step, batch), strict=True):
             write_image(output, record, image, settings)
         progress.advance(task, len(batch))
     progress.finish(task)
     write_sheet(output, records)
-    finish_samples(output, records, card)
+    finish_samples(output, records, card, settings)
     return {"output": str(output), "images": len(records)}
 
 
@@ -88,48 +76,6 @@ def _untrained_sizes(
                 raise UserError(f"{reason}; or allow it with --set any_size=true")
             untrained[height, width] = reason
     return untrained
-
-
-def _batches(records: list[SampleRecord], size: int) -> Iterator[list[SampleRecord]]:
-    """Batches of pictures that are drawn alike: one size, and one number of steps, guidance and so on."""
-
-    def key(record: SampleRecord) -> tuple[int, int, int, float, str]:
-        steps, guidance = _solving(record)
-        return record.height, record.width, steps, guidance, record.negative_prompt or ""
-
-    for _, group in groupby(sorted(records, key=key), key=key):
-        same = list(group)
-        for start in range(0, len(same), size):
-            yield same[start : start + size]
-
-
-def _solving(record: SampleRecord) -> tuple[int, float]:
-    """Steps and guidance scale, which `read_requests` gives every record."""
-    assert record.num_inference_steps is not None
-    assert record.guidance_scale is not None
-    return record.num_inference_steps, record.guidance_scale
-
-
-def _draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) -> list[Image.Image]:
-    """Pictures of records that `_batches` put together."""
-    factor, first = model.pixels_per_latent, records[0]
-    steps, guidance = _solving(first)
-    shape = (model.transformer.config.in_channels, first.height // factor, first.width // factor)
-    prompts, unconditional = model.encode([record.prompt for record in records], first.negative_prompt or "")
-    seeds = [record.seed for record in records]
-    latents = denoise(
-        model,
-        initial_noise(seeds, shape),
-        prompts,
-        unconditional,
-        scheduler=step.scheduler,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        guidance_interval=step.guidance_interval,
-        generators=noise_generators(seeds, shape) if step.scheduler in STOCHASTIC else None,
-    )
-    pixels = ((model.decode(latents) + 1) * 127.5).round().byte()
-    return [Image.fromarray(np.asarray(p)) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _start(output: Path, card: Card) -> None:

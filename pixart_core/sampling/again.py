@@ -1,0 +1,128 @@
+"""`pixart sample --from IMAGE --check`: draw an image once more from what it tells, and compare."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from pydantic import ValidationError
+
+from pixart_core import __version__
+from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.provenance import Provenance, Settings
+from pixart_core.encoders.device import choose_device
+from pixart_core.encoders.pretrained import weight_hash
+from pixart_core.errors import UserError
+from pixart_core.recipe.sample import SampleStep
+from pixart_core.sampling.draw import DTYPES, draw
+from pixart_core.sampling.model import SamplingModel, load_model
+from pixart_core.sampling.requests import read_requests
+
+
+def settings_of(model: SamplingModel, step: SampleStep, card: Card, output: Path) -> Settings:
+    """What the images of a set have in common."""
+    return Settings(
+        scheduler=step.scheduler,
+        guidance_interval=step.guidance_interval,
+        dtype=step.dtype,
+        checkpoint=card.inputs["checkpoint"],
+        # Relative: sets that were made alike in two places are the same, byte for byte.
+        checkpoint_path=os.path.relpath(os.path.abspath(str(step.checkpoint)), os.path.abspath(output)),
+        pixart_version=card.pixart_version,
+        **_hashes(model),
+        **_here(model),
+    )
+
+
+def check_image(path: Path, checkpoint: str | None, device: str | None, tolerance: float) -> dict[str, Any]:
+    """Draw the image at `path` again and measure the difference.
+
+    Args:
+        checkpoint: None for the recorded one.
+        tolerance: largest difference of a pixel's channel, of 255, that still counts as the same. 1 is what a
+            batch of another size makes by rounding.
+
+    Returns:
+        `same`, `max_difference` (of 255), `psnr` (dB; None when there is no difference), and `notes` on what
+        is different here from where it was made.
+
+    Raises:
+        UserError: the image does not tell how it was made, or the checkpoint has other weights.
+    """
+    told = Provenance.read(path)
+    source = checkpoint or told.find_checkpoint()
+    if told.settings.scheduler is None or told.record.num_inference_steps is None:
+        raise UserError(f"{path} does not tell its scheduler and steps, so it cannot be made again")
+    try:
+        step = SampleStep.model_validate(
+            told.options() | {"checkpoint": source, "device": device, "any_size": True}
+        )
+    except ValidationError as error:
+        reason = error.errors()[0]
+        where = ".".join(map(str, reason["loc"]))
+        raise UserError(f"{path}: its metadata is damaged ({where}: {reason['msg']})") from error
+    model = load_model(source, choose_device(device), DTYPES[step.dtype])
+    _check_weights(told, model)
+    (record,) = read_requests(step, model.default_size)
+    model.check_size(record.height, record.width)
+
+    with Image.open(path) as image:
+        before = np.asarray(image.convert("RGB")).astype(np.int64)
+    if before.shape[:2] != (record.height, record.width):
+        raise UserError(
+            f"{path} has {before.shape[0]}x{before.shape[1]} pixels, its metadata says "
+            f"{record.height}x{record.width}: it was changed since"
+        )
+    again = np.asarray(draw(model, step, [record])[0]).astype(np.int64)
+    largest = int(np.abs(before - again).max())
+    error_power = float(np.square(before - again).mean())
+    return {
+        "image": str(path),
+        "checkpoint": source,
+        "same": largest <= tolerance,
+        "max_difference": largest,
+        "psnr": round(10 * math.log10(255**2 / error_power), 2) if error_power else None,
+        "tolerance": tolerance,
+        "notes": _differences(told.settings, model),
+    }
+
+
+def _check_weights(told: Provenance, model: SamplingModel) -> None:
+    names = {"weights_hash": "transformer", "vae_hash": "VAE"}
+    for name, actual in _hashes(model).items():
+        recorded = getattr(told.settings, name)
+        if recorded is not None and recorded != actual:
+            raise UserError(
+                f"{model.source}: its {names[name]} has other weights ({actual}) than {told.path} was made "
+                f"with ({recorded}); give --checkpoint"
+            )
+
+
+def _differences(settings: Settings, model: SamplingModel) -> list[str]:
+    """What is not as it was where the image was made."""
+    notes = [
+        f"made with {name.removesuffix('_version')} {getattr(settings, name)}, this is {value}"
+        for name, value in ({"pixart_version": __version__} | _here(model)).items()
+        if getattr(settings, name) not in (None, value)
+    ]
+    if settings.weights_hash is None:
+        notes.append("the image does not tell the hash of its weights, so they were not compared")
+    return notes
+
+
+def _hashes(model: SamplingModel) -> dict[str, str]:
+    return {"weights_hash": weight_hash(model.transformer), "vae_hash": weight_hash(model.vae)}
+
+
+def _here(model: SamplingModel) -> dict[str, str]:
+    return {
+        "device": model.device.type,
+        "torch_version": str(torch.__version__),
+        "diffusers_version": diffusers.__version__,
+        "transformers_version": transformers.__version__,
+    }
