@@ -152,6 +152,8 @@ def open_run(step: TrainStep, output: Path, progress: Progress, read_init: ReadI
         if step.token_routing is not None:
             start.model.routed_blocks = step.token_routing.blocks(start.model.config.num_layers)
         if step.compile:
+            # torch compiles a function 8 times at most, and a chain trains several models in one process.
+            torch.compiler.reset()
             check_compiler(accelerator.device)
             compile_blocks(start.model)
     changed: Changes = {}
