@@ -6,15 +6,18 @@ from pixart_core.recipe.model_counts import Interface, activation_bytes
 from pixart_core.training.pace import counted_model
 from pixart_core.training.run import Run
 
-# torch's words for a failed allocation on a CPU; on a GPU it is a class of its own.
-_CPU_SIGNS = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
+# torch's words for a failed allocation on a CPU, and on a GPU where not torch but a library asked for memory.
+_SIGNS = (
+    "can't allocate memory", "not enough memory", "DefaultCPUAllocator",
+    "CUDA error: out of memory", "_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory could not be had."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _CPU_SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def what_fits(run: Run) -> str:
