@@ -61,6 +61,8 @@ def test_every_step_runs_and_both_reports_are_there(chain: Chain, result: dict[s
     for step in ("fid", "compbench"):
         page = (chain.root / step / "report.html").read_text()
         assert page.count("Loss over training steps") == len(STAGES)
+        # Of so short a run one value was logged, which no line shows.
+        assert page.count('<circle class="dot"') == len(STAGES)
         assert (
             json.loads((chain.root / step / "report.json").read_text())["metrics"].items()
             <= result["metrics"].items()
