@@ -31,6 +31,8 @@ def options_of(image: Path, values: dict[str, Any], overrides: Sequence[str]) ->
             options.pop("guidance_scale", None)
     if "seed" in changed:
         options.pop("image_seeds")
+    if changed & {"ar", "height", "width"}:
+        options.pop("sizes")
     if "prompts_file" in changed:
         options.pop("prompts")
     if "checkpoint" not in changed:

@@ -26,6 +26,16 @@ ROWS = [
 ]
 
 
+class AsAsked:
+    """Sizes without bins."""
+
+    def of_aspect(self, ar: str) -> tuple[int, int]:
+        raise NotImplementedError(ar)
+
+    def of_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+
 def write_rows(path: Path, rows=ROWS) -> Path:
     if path.suffix == ".jsonl":
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
@@ -39,7 +49,8 @@ def write_rows(path: Path, rows=ROWS) -> Path:
 
 
 def requests(path: Path, **options) -> list[SampleRecord]:
-    return read_requests(SampleStep(checkpoint="x", prompts_file=str(path), **options), (16, 16))
+    step = SampleStep(checkpoint="x", prompts_file=str(path), **options)
+    return read_requests(step, (16, 16), AsAsked())
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +120,8 @@ def test_each_image_is_drawn_as_if_its_options_were_those_of_all(pipeline, tmp_p
         ("p.jsonl", '{"seed": 3}\n', "p.jsonl:1: prompt: .*(missing|required)"),
         ("p.jsonl", '{"prompt": "a", "seed": -3}\n', "p.jsonl:1: seed: "),
         ("p.jsonl", '{"prompt": "a", "height": 32}\n', "height and width together"),
+        ("p.jsonl", '{"prompt": "a", "ar": "1:2", "height": 32, "width": 16}\n', "either ar or height"),
+        ("p.csv", "prompt,ar\na,16x9\n", "p.csv:2: ar: .*width:height as in 9:16"),
         ("p.jsonl", '{"prompt": " "}\n', "p.jsonl:1: the prompt is empty"),
         ("p.jsonl", '{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}\n', "p.jsonl:2: id '1' is that of"),
         ("p.jsonl", '{"prompt": "a", "num_inference_steps": 1001}\n', "prompt 000000: .*at most 1000"),
@@ -134,7 +147,7 @@ def test_a_dry_run_counts_what_would_be_drawn(tmp_path) -> None:
     for name in ("p.jsonl", "p.csv"):
         path = write_rows(tmp_path / name)
         step = SampleStep(checkpoint="x", prompts=("a",), prompts_file=str(path), images_per_prompt=3)
-        records = read_requests(step, (16, 16))
+        records = read_requests(step, (16, 16), AsAsked())
         assert estimate(step) == {
             "prompts": 5,
             "images": len(records),

@@ -12,8 +12,8 @@ from pixart_core.models.build import build_transformer
 from pixart_core.models.config import TransformerConfig
 
 
-def write_tiny_pipeline(root: Path, *, learned_variance: bool = True) -> Path:
-    """Write encoders and a pipeline of 16 x 16 pixels below `root`; returns the pipeline's folder."""
+def write_tiny_pipeline(root: Path, *, learned_variance: bool = True, sample_size: int = 8) -> Path:
+    """Write encoders and a pipeline of twice `sample_size` pixels below `root`; returns its folder."""
     tokenizer = build_tokenizer(["a red circle on a white background", "two blue squares"])
     build_tiny_t5(len(tokenizer), width=16, num_heads=2).save_pretrained(root / "text_encoder")
     tokenizer.save_pretrained(root / "tokenizer")
@@ -26,7 +26,7 @@ def write_tiny_pipeline(root: Path, *, learned_variance: bool = True) -> Path:
             in_channels=3,
             out_channels=6 if learned_variance else 3,
             num_layers=2,
-            sample_size=8,
+            sample_size=sample_size,
             caption_channels=16,
         )
     )

@@ -39,6 +39,14 @@ def sample(
             "held-out prompts)."
         ),
     ] = None,
+    ar: Annotated[
+        str | None,
+        typer.Option(
+            help="Shape as width:height, as in 9:16; drawn at the nearest size.", show_default=False
+        ),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels; give --width too.", show_default=False)] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels; give --height too.", show_default=False)] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(help="dpm-solver, sa-solver, iddpm, ddim, or lcm for its weights.", show_default=False),
@@ -81,6 +89,9 @@ def sample(
             "checkpoint": checkpoint,
             "prompts": tuple(prompt) if prompt else None,
             "prompts_file": prompts,
+            "ar": ar,
+            "height": height,
+            "width": width,
             "scheduler": scheduler,
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,

@@ -3,11 +3,20 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from pixart_core.errors import UserError
 from pixart_core.recipe.base import Strict
@@ -16,12 +25,33 @@ from pixart_core.recipe.mistakes import did_you_mean, dotted, explain
 MOST_MISTAKES = 20  # told at once
 
 
+def _check_ratio(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?:[0-9]{1,6}(\.[0-9]{1,6})?", text):
+        raise ValueError(f"expected width:height as in 9:16, got {text!r}")
+    if not all(float(part) for part in text.split(":")):
+        raise ValueError(f"expected two positive numbers, got {text!r}")
+    return text
+
+
+# width:height
+AspectRatio = Annotated[str, AfterValidator(_check_ratio)]
+
+
+def check_one_size(ar: str | None, height: int | None, width: int | None) -> None:
+    """Raises:
+    ValueError: half a size, or two of them."""
+    if (height is None) != (width is None):
+        raise ValueError("give height and width together")
+    if ar is not None and height is not None:
+        raise ValueError("give either ar or height and width")
+
+
 class PromptOptions(Strict):
     """One prompt and what is special about it; what is not given is as for all the others.
 
     Attributes:
         seed: that of its image itself; further images of the prompt derive theirs from it.
-        height, width: pixels.
+        height, width, ar: pixels, or width:height; see `SampleStep`.
         meta: ground truth, which a JSONL file may bring along for evaluation.
     """
 
@@ -30,6 +60,7 @@ class PromptOptions(Strict):
     seed: NonNegativeInt | None = Field(default=None, lt=2**63)
     height: PositiveInt | None = None
     width: PositiveInt | None = None
+    ar: AspectRatio | None = None
     negative_prompt: str | None = None
     guidance_scale: NonNegativeFloat | None = Field(default=None, allow_inf_nan=False)
     num_inference_steps: PositiveInt | None = None
@@ -38,8 +69,7 @@ class PromptOptions(Strict):
 
     @model_validator(mode="after")
     def _whole_size(self) -> Self:
-        if (self.height is None) != (self.width is None):
-            raise ValueError("give height and width together")
+        check_one_size(self.ar, self.height, self.width)
         return self
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
+from pixart_core.recipe.prompts import AspectRatio, check_one_size
 
 Sampler = Literal["dpm-solver", "sa-solver", "iddpm", "ddim", "lcm"]
 # Those of the paper and of the released code; LCM: of the released distilled weights.
@@ -42,7 +43,7 @@ class SampleStep(Strict):
     prompts: tuple[str, ...] = ()
     prompts_file: Source | None = Field(
         None,
-        description="Text file, JSONL or CSV (with seed, height, width, negative_prompt, guidance_scale, "
+        description="Text file, JSONL or CSV (with seed, ar, height, width, negative_prompt, guidance_scale, "
         "num_inference_steps, images_per_prompt or id of each prompt), a folder of T2I-CompBench's "
         "{category}_val.txt, or a manifest whose held-out prompts are used.",
     )
@@ -50,6 +51,13 @@ class SampleStep(Strict):
     sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = Field(
         (), description="(height, width) in pixels, used in turn; default: the checkpoint's."
     )
+    ar: AspectRatio | None = Field(
+        default=None, description="Shape as width:height, as in 9:16; drawn at the model's nearest size."
+    )
+    height: PositiveInt | None = Field(
+        default=None, description="Pixels, with width; drawn at the model's nearest size unless any_size."
+    )
+    width: PositiveInt | None = None
     any_size: bool = Field(
         False, description="Allow sizes far from the resolution that the checkpoint was trained for."
     )
@@ -80,8 +88,11 @@ class SampleStep(Strict):
     )
 
     @model_validator(mode="after")
-    def _steps_are_there(self) -> Self:
+    def _options_fit(self) -> Self:
         check_steps(self.scheduler, self.num_inference_steps)
+        check_one_size(self.ar, self.height, self.width)
+        if self.sizes and (self.ar or self.height):
+            raise ValueError("give either sizes or ar, height and width")
         if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval ends before it starts: give [start, end], as in [0.2, 0.8]")
         return self

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from pixart_core.artifacts.manifest import manifest_folder, read_manifest
 from pixart_core.artifacts.samples import SampleRecord, image_file
@@ -11,16 +11,28 @@ from pixart_core.evaluation.compbench.prompts import read_prompts
 from pixart_core.recipe.compbench import Category, prompt_categories
 from pixart_core.recipe.prompts import PromptOptions, read_prompt_file
 from pixart_core.recipe.sample import SampleStep, check_steps
+from pixart_core.sampling.sizes import Size
 from pixart_core.seeding import derive_seed
 
 Value = TypeVar("Value")
 
 
-def read_requests(step: SampleStep, default_size: tuple[int, int]) -> list[SampleRecord]:
+class Sizes(Protocol):
+    """Chooses the (height, width) in pixels for what is asked; see `SizeChoice`."""
+
+    def of_aspect(self, ar: str) -> Size: ...
+
+    def of_size(self, height: int, width: int) -> Size: ...
+
+
+def read_requests(step: SampleStep, default_size: Size, choice: Sizes | None = None) -> list[SampleRecord]:
     """The images that `step` asks for, in order: every prompt `images_per_prompt` times.
 
     The seed of an image derives from the step's seed and the image's number, unless its prompt
     has one or `image_seeds` tells it.
+
+    Args:
+        choice: of the sizes for `ar`, `height` and `width`; None if none are asked for.
 
     Raises:
         UserError: no prompt, two of one id, or a file that cannot be read.
@@ -31,19 +43,28 @@ def read_requests(step: SampleStep, default_size: tuple[int, int]) -> list[Sampl
     prompts = prompts[: step.limit]
     if not prompts:
         raise UserError("nothing to draw: give a prompt, or --prompts with a text file or a manifest")
-    sizes = step.sizes or (default_size,)
+    common = _size(step, choice)
+    sizes = (common,) if common else step.sizes or (default_size,)
     records: list[SampleRecord] = []
     for number, (id_, prompt) in enumerate(_with_ids(prompts)):
-        size = sizes[number % len(sizes)]
-        if prompt.height is not None and prompt.width is not None:
-            size = (prompt.height, prompt.width)
+        size = _size(prompt, choice) or sizes[number % len(sizes)]
         for copy in range(_or(prompt.images_per_prompt, step.images_per_prompt)):
             records.append(_record(step, prompt, id_, len(records), copy, size))
     return records
 
 
+def _size(asked: SampleStep | PromptOptions, choice: Sizes | None) -> Size | None:
+    if asked.ar is not None:
+        assert choice is not None
+        return choice.of_aspect(asked.ar)
+    if asked.height is None or asked.width is None:
+        return None
+    assert choice is not None
+    return choice.of_size(asked.height, asked.width)
+
+
 def _record(
-    step: SampleStep, prompt: PromptOptions, id_: str, image: int, copy: int, size: tuple[int, int]
+    step: SampleStep, prompt: PromptOptions, id_: str, image: int, copy: int, size: Size
 ) -> SampleRecord:
     steps = _or(prompt.num_inference_steps, step.num_inference_steps)
     try:

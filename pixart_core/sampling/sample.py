@@ -12,6 +12,7 @@ from pixart_core.errors import UserError
 from pixart_core.progress import Progress
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.again import settings_of
+from pixart_core.sampling.bins import SizeChoice
 from pixart_core.sampling.denoise import check_sampler
 from pixart_core.sampling.draw import DTYPES, batches, draw
 from pixart_core.sampling.model import SamplingModel, load_model
@@ -30,7 +31,8 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     device = choose_device(step.device)
     model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
     check_sampler(model, step.scheduler)
-    records = read_requests(step, model.default_size)
+    choice = SizeChoice(model, any_size=step.any_size)
+    records = read_requests(step, model.default_size, choice)
     untrained = _untrained_sizes(model, step, records)
     records = [
         dataclasses.replace(record, untrained_size=(record.height, record.width) in untrained)
@@ -39,6 +41,8 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     details = model.facts.to_details() | {"count": len(records), "untrained_sizes": sorted(untrained)}
     card = card_for("samples", step, details)
     _start(output, card)
+    for note in choice.notes:
+        progress.say(note)
     for reason in sorted(set(untrained.values())):
         progress.say(f"{reason}; drawn all the same (any_size)")
 
