@@ -19,7 +19,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.
 def only_launch(folder: Path, warn: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold `folder` for this launch; its first process calls this around everything that it writes.
 
-    The system frees it when the process ends, however it ends.
+    The system frees it when the process ends, however it ends. A folder that nothing was written into goes
+    as it came.
 
     Args:
         warn: told when the file system has no locks; then nothing is held.
@@ -27,7 +28,7 @@ def only_launch(folder: Path, warn: Callable[[str], None] | None = None) -> Iter
     Raises:
         UserError: another launch holds it; names its process and host.
     """
-    path = folder / _LOCK
+    path, there = folder / _LOCK, folder.exists()
     handle = _open_locked(folder, path, warn)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
@@ -37,6 +38,8 @@ def only_launch(folder: Path, warn: Callable[[str], None] | None = None) -> Iter
     finally:
         with contextlib.suppress(OSError):
             path.unlink()
+            if not there:
+                folder.rmdir()
         os.close(handle)
 
 
@@ -45,6 +48,8 @@ def _open_locked(folder: Path, path: Path, warn: Callable[[str], None] | None) -
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # the holder took its empty folder away
         except OSError as error:
             raise PixartError(f"cannot write {path}: {error.strerror or error}") from error
         try:
