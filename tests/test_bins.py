@@ -149,11 +149,20 @@ def test_the_bins_of_a_model_trained_in_buckets_are_those(model) -> None:
         choice.of_aspect("1:1")
 
 
-def test_a_model_without_a_table_says_so(model) -> None:
-    choice = SizeChoice(at(model, 40), any_size=False)
-    assert choice.of_size(44, 40) == (44, 40)
-    with pytest.raises(UserError, match="no table of sizes"):
-        choice.of_aspect("9:16")
+@pytest.mark.parametrize("ratio", ["1:1", "9:16", "16:9", "4:3", "2:1"])
+def test_without_a_table_a_shape_has_about_the_pixels_of_the_default(model, ratio) -> None:
+    small = at(model, 96)  # 6 pixels would be a step of the table, patches are 4
+    assert resolution_bins(small) == ()
+    choice = SizeChoice(small, any_size=False)
+    height, width = choice.of_aspect(ratio)
+    assert height % 4 == width % 4 == 0
+    assert abs(height * width / 96**2 - 1) < 0.06
+    across, down = map(int, ratio.split(":"))
+    assert abs(math.log(width / height * down / across)) < 0.06
+    assert "in whole patches of the default size" in choice.notes[0]
+    assert choice.of_size(100, 92) == (100, 92)
+    with pytest.raises(UserError, match="no size, none of about that shape"):
+        choice.of_aspect("1:3000")
 
 
 def test_each_prompt_may_have_its_own_shape(pipeline, tmp_path) -> None:

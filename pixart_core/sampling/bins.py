@@ -35,15 +35,16 @@ class SizeChoice:
             UserError: there is none of about that shape.
         """
         width, height = (Fraction(part) for part in ar.split(":"))
-        bin_ = self._nearest(height / width)
-        if bin_ is None:
-            sizes = f"only {name_sizes(self._bins)}" if self._bins else "no table of sizes"
+        aspect = height / width
+        size = self._nearest(aspect) if self._bins else self._of_default_area(aspect)
+        if size is None:
+            sizes = f"only {name_sizes(self._bins)}" if self._bins else "no size"
             raise UserError(
                 f"ar {ar}: {self._model.source} has {sizes}, none of about that shape; ask for a size with "
                 "--set sizes=[[HEIGHT,WIDTH]]"
             )
-        self._note(f"ar {ar}", bin_)
-        return bin_
+        self._note(f"ar {ar}", size)
+        return size
 
     def of_size(self, height: int, width: int) -> Size:
         """The bin for a size; the size itself with `any_size`, or where there is none of about its shape.
@@ -67,14 +68,27 @@ class SizeChoice:
         if not self._bins:
             return None
         bin_ = assign_bucket(aspect.numerator, aspect.denominator, self._bins)
-        off = float(aspect) * bin_[1] / bin_[0]
-        return bin_ if 1 / NEAR <= off <= NEAR else None
+        return bin_ if _alike(aspect, bin_) else None
+
+    def _of_default_area(self, aspect: Fraction) -> Size | None:
+        """About as many pixels as the default has, in whole patches."""
+        height, width = self._model.default_size
+        step = self._model.pixels_per_latent * self._model.transformer.config.patch_size
+        side = (height * width) ** 0.5
+        rows = max(1, round(side * float(aspect) ** 0.5 / step))
+        columns = max(1, round(side / float(aspect) ** 0.5 / step))
+        size = (rows * step, columns * step)
+        return size if _alike(aspect, size) else None
 
     def _note(self, asked: str, bin_: Size, remedy: str = "") -> None:
-        self._notes[
-            f"{asked}: drawn at {bin_[0]}x{bin_[1]} (height x width), the nearest in shape of the "
-            f"{len(self._bins)} sizes of {self._model.source}{remedy}"
-        ] = None
+        of = f"of the {len(self._bins)} sizes" if self._bins else "in whole patches of the default size"
+        size = f"{bin_[0]}x{bin_[1]} (height x width)"
+        note = f"{asked}: drawn at {size}, the nearest in shape {of} of {self._model.source}{remedy}"
+        self._notes[note] = None
+
+
+def _alike(aspect: Fraction, size: Size) -> bool:
+    return 1 / NEAR <= float(aspect) * size[1] / size[0] <= NEAR
 
 
 def resolution_bins(model: SamplingModel) -> tuple[Size, ...]:
