@@ -73,8 +73,8 @@ def test_they_are_made_in_one_other_thread_and_before_they_are_asked_for() -> No
 
 def test_no_more_are_alive_than_may_wait_and_the_one_in_use() -> None:
     maker, most = Maker(), 0
-    with ReadAhead(maker, stop=30) as ahead:
-        for step in range(30):
+    with ReadAhead(maker, stop=10) as ahead:
+        for step in range(10):
             for batch in ahead.step(step):
                 gc.collect()
                 most = max(most, sum(reference() is not None for reference in maker.alive))

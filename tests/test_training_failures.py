@@ -14,7 +14,7 @@ from pixart_core.artifacts.features import FeatureStore
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.failing import NonFiniteOptions
-from pixart_core.recipe.training import ModelOptions, TrainStep
+from pixart_core.recipe.training import AdamWOptions, ModelOptions, TrainStep
 from pixart_core.training import feed, step
 from pixart_core.training.loop import run_training
 from pixart_core.training.order import BatchOrder
@@ -43,6 +43,8 @@ def make_step(store: Path, **changes: Any) -> TrainStep:
         "micro_batch_size": 2,
         "learning_rate": 1e-3,
         "lr_warmup_steps": 0,
+        # Adam divides rounding by rounding where eps is tiny.
+        "optimizer": AdamWOptions(eps=1e-3),
         "max_grad_norm": 1.0,
         "ema_decay": 0.9,
         "checkpointing_steps": 3,
@@ -213,7 +215,7 @@ def test_out_of_memory_names_batch_bucket_and_settings_that_fit(store, tmp_path,
     assert "\n" not in message
     run_training(make_step(store, micro_batch_size=1), tmp_path / "run", Silent())
     for name, tensor in weights(whole).items():
-        torch.testing.assert_close(weights(tmp_path / "run")[name], tensor, rtol=0, atol=5e-4)
+        torch.testing.assert_close(weights(tmp_path / "run")[name], tensor, rtol=0, atol=1e-5)
 
 
 def test_another_runtime_error_is_not_taken_for_memory(store, tmp_path, monkeypatch) -> None:
