@@ -21,9 +21,7 @@ def make_step(store: Path | str, **changes) -> TrainStep:
         "micro_batch_size": 2,
         "learning_rate": 1e-3,
         "lr_warmup_steps": 2,
-        "optimizer": MuonOptions(
-            eps=1e-3
-        ),  # Adam divides rounding by rounding where eps is tiny
+        "optimizer": MuonOptions(eps=1e-3),  # Adam divides rounding by rounding where eps is tiny
         "max_grad_norm": 1.0,
         "ema_decay": 0.9,
         "checkpointing_steps": 2,
