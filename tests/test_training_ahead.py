@@ -137,6 +137,15 @@ def test_it_takes_one_core_and_leaves_the_others_threads_as_they_were() -> None:
     assert counts[-2:] == [3, 3]
 
 
+def test_without_a_thread_it_makes_the_same_batches() -> None:
+    maker = Maker()
+    with ReadAhead(maker, stop=9, threaded=False) as ahead:
+        assert places(ahead.step(5)) == [(5, 0), (5, 1)]
+        assert places(ahead.step(2)) == [(2, 0), (2, 1)]
+        assert reading() == []
+    assert maker.threads == {threading.get_ident()}
+
+
 @pytest.mark.parametrize(("device", "chosen"), [("cuda", []), ("cuda:1", [1])])
 def test_for_a_gpu_every_tensor_is_pinned_beside_that_gpu(
     monkeypatch, device: str, chosen: list[int]

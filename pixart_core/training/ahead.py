@@ -22,9 +22,14 @@ class ReadAhead(Generic[T]):
     Use as a context manager, or call `close`: the thread ends then, and in any case with the process.
     """
 
-    def __init__(self, make: Callable[[int], Iterable[T]], stop: int) -> None:
-        """Steps before `stop` are made by `make(step)`; none before the first is asked for."""
+    def __init__(self, make: Callable[[int], Iterable[T]], stop: int, *, threaded: bool = True) -> None:
+        """Steps before `stop` are made by `make(step)`; none before the first is asked for.
+
+        Args:
+            threaded: else each batch is made when it is asked for.
+        """
         self._make = make
+        self._threaded = threaded
         self._stop = stop
         self._next = -1
         self._lap: _Lap[T] | None = None
@@ -32,6 +37,9 @@ class ReadAhead(Generic[T]):
     def step(self, number: int) -> Iterator[T]:
         """The batches of step `number`."""
         assert number < self._stop, f"step {number} of {self._stop}"
+        if not self._threaded:
+            yield from self._make(number)
+            return
         if self._lap is None or number != self._next:
             self.close()
             self._lap = _Lap(self._make, number, self._stop)
