@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pixart_core.errors import UserError
+from pixart_core.evaluation.compbench.spatial import PLACES
 
 Kind = Literal["spatial", "action", "spatial-action"]
 PROMPTS_A_CATEGORY = 300
 _MAX_NAME = 200  # bytes; file systems allow 255, and an index and a suffix follow
-_PLACES = (
-    "on side of",
-    "next to",
-    "near",
-    "on the left of",
-    "on the right of",
-    "on the bottom of",
-    "on the top of",
-    "on top of",
-)
-_PLACE = rf"(?:{'|'.join(_PLACES)}|below (?:the|an?)\b)"
+_PLACE = rf"(?:{'|'.join(PLACES)}|below (?:the|an?)\b)"
 _IS_AT = re.compile(rf"\b(?:is|are|was|were) {_PLACE}\b", re.IGNORECASE)
 _AT = re.compile(rf"\b{_PLACE}\b", re.IGNORECASE)
 
