@@ -68,8 +68,8 @@ def check_image(path: Path, checkpoint: str | None, device: str | None, toleranc
         raise UserError(f"{path}: its metadata is damaged ({where}: {reason['msg']})") from error
     model = load_model(source, choose_device(device), DTYPES[step.dtype])
     _check_weights(told, model)
-    (record,) = read_requests(step, model.default_size)
-    model.check_size(record.height, record.width)
+    (record,) = read_requests(step, model.outline.default_size)
+    model.outline.check_size(record.height, record.width)
 
     with Image.open(path) as image:
         before = np.asarray(image.convert("RGB")).astype(np.int64)

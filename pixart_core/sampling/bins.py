@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from pixart_core.data.buckets import PAPER_BUCKETS_1024, Size, assign_bucket
 from pixart_core.errors import UserError
-from pixart_core.sampling.model import SamplingModel
+from pixart_core.sampling.outline import ModelOutline
 from pixart_core.sampling.sizes import name_sizes
 
 # A bin may be this much longer or shorter in shape; neighbours of the paper's 40 differ by at most 1.1.
@@ -15,7 +15,7 @@ MOST_NOTES = 8
 class SizeChoice:
     """Chooses a size for `ar`, or for `height` and `width`, and remembers what to tell of it."""
 
-    def __init__(self, model: SamplingModel, *, any_size: bool) -> None:
+    def __init__(self, model: ModelOutline, *, any_size: bool) -> None:
         self._model = model
         self._any_size = any_size
         self._bins = resolution_bins(model)
@@ -73,7 +73,7 @@ class SizeChoice:
     def _of_default_area(self, aspect: Fraction) -> Size | None:
         """About as many pixels as the default has, in whole patches."""
         height, width = self._model.default_size
-        step = self._model.pixels_per_latent * self._model.transformer.config.patch_size
+        step = self._model.pixels_per_latent * self._model.config.patch_size
         side = (height * width) ** 0.5
         rows = max(1, round(side * float(aspect) ** 0.5 / step))
         columns = max(1, round(side / float(aspect) ** 0.5 / step))
@@ -91,7 +91,7 @@ def _alike(aspect: Fraction, size: Size) -> bool:
     return 1 / NEAR <= float(aspect) * size[1] / size[0] <= NEAR
 
 
-def resolution_bins(model: SamplingModel) -> tuple[Size, ...]:
+def resolution_bins(model: ModelOutline) -> tuple[Size, ...]:
     """The sizes that the model was trained on if there are several; else the paper's 40 at its resolution.
 
     Empty when its default is no square, or the table does not divide into patches there.
@@ -99,7 +99,7 @@ def resolution_bins(model: SamplingModel) -> tuple[Size, ...]:
     if len(model.facts.trained_sizes) > 1:
         return model.facts.trained_sizes
     height, width = model.default_size
-    step = model.pixels_per_latent * model.transformer.config.patch_size
+    step = model.pixels_per_latent * model.config.patch_size
     scaled = [(h * height, w * height) for h, w in PAPER_BUCKETS_1024]
     if height != width or any(side % (1024 * step) for size in scaled for side in size):
         return ()

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from pixart_core.diffusion.guidance import guide
 from pixart_core.diffusion.schedule import NUM_TIMESTEPS
-from pixart_core.errors import UserError
 from pixart_core.sampling.model import SamplingModel, pad_tokens
 from pixart_core.sampling.schedulers import LEARNED_VARIANCE, STOCHASTIC, build_scheduler
 
@@ -54,7 +53,7 @@ def denoise(
     assert generators is not None or scheduler not in STOCHASTIC, scheduler
     device, dtype = model.device, next(model.transformer.parameters()).dtype
     channels = noise.shape[1]
-    check_sampler(model, scheduler)
+    model.outline.check_sampler(scheduler)
     guided = guidance_scale > 1
     if guided:
         prompts = [*_unconditional(model, prompts, unconditional), *prompts]
@@ -81,17 +80,6 @@ def denoise(
             prediction = torch.cat([prediction, variance], dim=1)
         latents = sampler.step(prediction, t, latents, return_dict=False, **drawn)[0]
     return latents
-
-
-def check_sampler(model: SamplingModel, scheduler: str) -> None:
-    """Raises:
-    UserError: the sampler needs a learned variance that the model does not have."""
-    config = model.transformer.config
-    if scheduler in LEARNED_VARIANCE and config.out_channels != 2 * config.in_channels:
-        raise UserError(
-            f"{model.source} has no learned variance (out_channels {config.out_channels}), which scheduler "
-            f"{scheduler} needs; use dpm-solver, sa-solver or ddim"
-        )
 
 
 def _inside(interval: tuple[float, float] | None, timestep: int) -> bool:

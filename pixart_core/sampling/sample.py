@@ -13,9 +13,9 @@ from pixart_core.progress import Progress
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.again import settings_of
 from pixart_core.sampling.bins import SizeChoice
-from pixart_core.sampling.denoise import check_sampler
 from pixart_core.sampling.draw import DTYPES, batches, draw
-from pixart_core.sampling.model import SamplingModel, load_model
+from pixart_core.sampling.model import load_model
+from pixart_core.sampling.outline import ModelOutline, read_outline
 from pixart_core.sampling.requests import read_requests
 from pixart_core.sampling.sheet import write_sheet
 
@@ -29,16 +29,16 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
         UserError: checkpoint, prompts or sizes are wrong, or `output` holds other samples.
     """
     device = choose_device(step.device)
-    model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
-    check_sampler(model, step.scheduler)
-    choice = SizeChoice(model, any_size=step.any_size)
-    records = read_requests(step, model.default_size, choice)
-    untrained = _untrained_sizes(model, step, records)
+    outline = read_outline(str(step.checkpoint))
+    outline.check_sampler(step.scheduler)
+    choice = SizeChoice(outline, any_size=step.any_size)
+    records = read_requests(step, outline.default_size, choice)
+    untrained = _untrained_sizes(outline, step, records)
     records = [
         dataclasses.replace(record, untrained_size=(record.height, record.width) in untrained)
         for record in records
     ]
-    details = model.facts.to_details() | {"count": len(records), "untrained_sizes": sorted(untrained)}
+    details = outline.facts.to_details() | {"count": len(records), "untrained_sizes": sorted(untrained)}
     card = card_for("samples", step, details)
     _start(output, card)
     for note in choice.notes:
@@ -49,6 +49,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     todo = [record for record in records if not (output / record.file).is_file()]
     if len(todo) < len(records):
         progress.say(f"{len(records) - len(todo)} of {len(records)} images are there already")
+    model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
     task = f"sample {output.name}"
     progress.start(task, len(records))
     progress.advance(task, len(records) - len(todo))
@@ -64,7 +65,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
 
 
 def _untrained_sizes(
-    model: SamplingModel, step: SampleStep, records: list[SampleRecord]
+    outline: ModelOutline, step: SampleStep, records: list[SampleRecord]
 ) -> dict[tuple[int, int], str]:
     """Sizes far from those that the model was trained on, and why.
 
@@ -73,8 +74,8 @@ def _untrained_sizes(
     """
     untrained = {}
     for height, width in sorted({(record.height, record.width) for record in records}):
-        model.check_size(height, width)
-        reason = model.why_untrained(height, width)
+        outline.check_size(height, width)
+        reason = outline.why_untrained(height, width)
         if reason is not None:
             if not step.any_size:
                 raise UserError(f"{reason}; or allow it with --set any_size=true")

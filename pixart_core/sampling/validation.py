@@ -147,9 +147,9 @@ def _records(options: ValidationOptions, model: SamplingModel) -> list[SampleRec
         guidance_scale=options.guidance_scale,
         negative_prompt=options.negative_prompt,
     )
-    records = read_requests(asked, model.default_size)
+    records = read_requests(asked, model.outline.default_size)
     for height, width in sorted({(record.height, record.width) for record in records}):
-        model.check_size(height, width)
+        model.outline.check_size(height, width)
     return [dataclasses.replace(record, file=f"{n}.png") for n, record in enumerate(records)]
 
 
