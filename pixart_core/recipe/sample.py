@@ -1,12 +1,14 @@
 """Options of `pixart sample`."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
 from pixart_core.recipe.prompts import AspectRatio, check_one_size
 
+Weights = Literal["transformer", "vae", "text_encoder", "uncond"]
 Sampler = Literal["dpm-solver", "sa-solver", "iddpm", "ddim", "lcm"]
 # Those of the paper and of the released code; LCM: of the released distilled weights.
 DEFAULT_STEPS: dict[str, int] = {"dpm-solver": 20, "sa-solver": 25, "iddpm": 100, "ddim": 20, "lcm": 4}
@@ -37,6 +39,8 @@ def _guidance_of(data: dict[str, Any]) -> float:
 
 class SampleStep(Strict):
     """Generate images."""
+
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"processes", "weights"})
 
     command: Literal["sample"] = "sample"
     checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
@@ -82,6 +86,13 @@ class SampleStep(Strict):
     batch_size: PositiveInt = 32
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str | None = None
+    processes: PositiveInt | None = Field(
+        default=None,
+        description="Processes that pixart starts for it on this machine; default: one a GPU, one on a CPU.",
+    )
+    weights: Mapping[Weights, str] = Field(
+        default_factory=dict, description="Hashes that these weights must have, as an image tells them."
+    )
     seed: NonNegativeInt = 0
     image_seeds: tuple[Annotated[NonNegativeInt, Field(lt=2**63)], ...] = Field(
         default=(), description="Seeds of the first images themselves; the others derive theirs from seed."
