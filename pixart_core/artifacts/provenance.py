@@ -12,6 +12,15 @@ from pixart_core.artifacts.samples import PNG_TEXT, SampleRecord
 from pixart_core.errors import UserError
 
 
+# Field of `Settings` that tells the hash of a part of the model.
+HASHES = {
+    "transformer": "weights_hash",
+    "vae": "vae_hash",
+    "text_encoder": "text_encoder_hash",
+    "uncond": "uncond_hash",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What all images of a sample set have in common; None where an earlier pixart did not record it.
@@ -19,7 +28,10 @@ class Settings:
     Attributes:
         checkpoint: fingerprint of the checkpoint's folder.
         checkpoint_path: the folder, relative to the sample set's.
-        weights_hash, vae_hash: of the weights as they were used (after the change of type).
+        weights_hash, vae_hash: of the transformer's and the VAE's weights as they were used (after the
+            change of type).
+        text_encoder_hash: of the weights as they were stored.
+        uncond_hash: of the learned unconditional caption, `empty` for a model that encodes the empty one.
         device: kind (cpu, cuda); another one rounds differently.
     """
 
@@ -31,10 +43,18 @@ class Settings:
     checkpoint_path: str | None = None
     weights_hash: str | None = None
     vae_hash: str | None = None
+    text_encoder_hash: str | None = None
+    uncond_hash: str | None = None
     pixart_version: str | None = None
     torch_version: str | None = None
     diffusers_version: str | None = None
     transformers_version: str | None = None
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Hash of each part of the model that is recorded, by its name in `SampleStep.weights`."""
+        hashes = {part: getattr(self, field) for part, field in HASHES.items()}
+        return {part: recorded for part, recorded in hashes.items() if recorded is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +117,7 @@ class Provenance:
             "scheduler": settings.scheduler,
             "guidance_interval": settings.guidance_interval,
             "dtype": settings.dtype,
+            "weights": settings.weights,
         }
         return {name: value for name, value in options.items() if value is not None}
 

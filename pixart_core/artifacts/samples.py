@@ -3,7 +3,8 @@
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pixart_core.errors import UserError
 SAMPLES = "samples.jsonl"
 IMAGES = "images"
 PNG_TEXT = "pixart"  # key of the text that a PNG holds
+_PNG_END = bytes.fromhex("0000000049454e44ae426082")  # the chunk IEND
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +58,54 @@ def image_file(number: int) -> str:
 def write_image(folder: Path, record: SampleRecord, image: Image.Image, settings: dict[str, Any]) -> None:
     """Publish one image; prompt, seed and settings ride along as PNG text."""
     provenance = PngImagePlugin.PngInfo()
-    row = {name: value for name, value in dataclasses.asdict(record).items() if name != "meta"}
-    provenance.add_itxt(PNG_TEXT, json.dumps(row | settings, sort_keys=True, ensure_ascii=False))
+    told = _told_by_image(record) | settings
+    provenance.add_itxt(PNG_TEXT, json.dumps(told, sort_keys=True, ensure_ascii=False))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=provenance)
     write_bytes(folder / record.file, buffer.getvalue())
 
 
-def finish_samples(
-    folder: Path, records: list[SampleRecord], card: Card, settings: Mapping[str, Any] | None = None
-) -> None:
-    """Write `samples.jsonl` (each line with `settings`, common to all images), then the card."""
-    rows = (dataclasses.asdict(record) | dict(settings or {}) for record in records)
+def _told_by_image(record: SampleRecord) -> dict[str, Any]:
+    """What the PNG itself holds of its record."""
+    return {name: value for name, value in dataclasses.asdict(record).items() if name != "meta"}
+
+
+def is_drawn(folder: Path, record: SampleRecord) -> bool:
+    """Whether the image of `record` is in `folder`, by its name, what it tells and its end (not its pixels).
+
+    Images are published whole: a killed run leaves none that is cut off.
+
+    Raises:
+        UserError: something else has its name.
+    """
+    path = folder / record.file
+    if not os.path.lexists(path):
+        return False
+    told = _told(path)
+    if told is None or any(told.get(name) != value for name, value in _told_by_image(record).items()):
+        raise UserError(f"{path} is damaged, or not of this run: remove it and run again")
+    return True
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    """What a PNG tells of itself; None if it tells nothing, or is cut off."""
+    try:
+        with path.open("rb") as file:
+            with Image.open(file) as image:
+                told = json.loads(image.info[PNG_TEXT])
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return told if isinstance(told, dict) and file.read() == _PNG_END else None
+    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError):
+        return None
+
+
+def finish_samples(folder: Path, records: Sequence[SampleRecord], card: Card) -> None:
+    """Write `samples.jsonl` (a line an image: its record, and what else its PNG tells), then the card.
+
+    Raises:
+        PixartError: the disk is full.
+    """
+    rows = ((_told(folder / record.file) or {}) | dataclasses.asdict(record) for record in records)
     lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
     write_text(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
     card.write(folder)

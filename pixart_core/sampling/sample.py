@@ -60,7 +60,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
         progress.advance(task, len(batch))
     progress.finish(task)
     write_sheet(output, records)
-    finish_samples(output, records, card, settings)
+    finish_samples(output, records, card)
     return {"output": str(output), "images": len(records)}
 
 
