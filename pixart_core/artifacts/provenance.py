@@ -11,7 +11,6 @@ from PIL import Image
 from pixart_core.artifacts.samples import PNG_TEXT, SampleRecord
 from pixart_core.errors import UserError
 
-
 # Field of `Settings` that tells the hash of a part of the model.
 HASHES = {
     "transformer": "weights_hash",
