@@ -14,6 +14,7 @@ from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.again import settings_of
 from pixart_core.sampling.bins import SizeChoice
 from pixart_core.sampling.draw import DTYPES, batches, draw
+from pixart_core.sampling.gallery import write_gallery
 from pixart_core.sampling.model import load_model
 from pixart_core.sampling.outline import ModelOutline, read_outline
 from pixart_core.sampling.requests import read_requests
@@ -60,6 +61,7 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
         progress.advance(task, len(batch))
     progress.finish(task)
     write_sheet(output, records)
+    write_gallery(output, records)
     finish_samples(output, records, card)
     return {"output": str(output), "images": len(records)}
 
