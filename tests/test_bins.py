@@ -57,10 +57,11 @@ def at(model: ModelOutline, pixels: int, *trained: tuple[int, int]) -> ModelOutl
 
 
 def sample(pipeline: Path, output: Path, **changes) -> list[str]:
+    """What was said of the pictures."""
     said = Said()
     options = {"checkpoint": str(pipeline), "prompts": ("red",), "num_inference_steps": 1}
     run_sampling(SampleStep(**(options | changes)), output, said)
-    return said.lines
+    return [line for line in said.lines if not line.startswith("memory")]
 
 
 def sizes(folder: Path) -> list[tuple[int, int]]:

@@ -15,14 +15,14 @@ from diffusers import (
 )
 from PIL import Image
 from pydantic import ValidationError
-from tiny_pipelines import write_tiny_pipeline
+from tiny_pipelines import open_model, write_tiny_pipeline
 
 from pixart_core.artifacts.samples import read_samples
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.denoise import denoise, initial_noise, noise_generators
-from pixart_core.sampling.model import SamplingModel, load_model
+from pixart_core.sampling.model import SamplingModel
 from pixart_core.sampling.sample import run_sampling
 
 PROMPTS = ["a red circle", "two blue squares on a white background"]
@@ -45,11 +45,11 @@ def pipeline(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(pipeline) -> SamplingModel:
-    return load_model(str(pipeline), torch.device("cpu"), torch.float32)
+    return open_model(pipeline, PROMPTS)
 
 
 def draw(model: SamplingModel, scheduler: str, steps: int, guidance: float, interval=None, seeds=(3, 4)):
-    prompts, unconditional = model.encode(PROMPTS[: len(seeds)], "")
+    prompts, unconditional = model.encoded(PROMPTS[: len(seeds)], "")
     return denoise(
         model,
         initial_noise(list(seeds), SHAPE),
@@ -103,7 +103,7 @@ def test_iddpm_is_ancestral_sampling_of_the_respaced_process_with_the_learned_va
     betas = 1 - cumulative / previous
     posterior = betas * (1 - previous) / (1 - cumulative)
 
-    prompts, unconditional = model.encode(PROMPTS, "")
+    prompts, unconditional = model.encoded(PROMPTS, "")
     padded = torch.nn.utils.rnn.pad_sequence([unconditional, unconditional, *prompts], batch_first=True)
     lengths = torch.tensor([len(unconditional)] * 2 + [len(tokens) for tokens in prompts])
     mask = torch.arange(padded.shape[1]) < lengths[:, None]
@@ -189,7 +189,7 @@ def test_inside_the_interval_guidance_is_on_and_outside_it_the_model_is_asked_on
         assert batch == (2 if 250 <= timestep <= 749 else 1)
     assert {batch for _, batch in asked} == {1, 2}
 
-    prompts, unconditional = model.encode(PROMPTS[:1], "")
+    prompts, unconditional = model.encoded(PROMPTS[:1], "")
     scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False)
     scheduler.set_timesteps(10)
     latents = initial_noise([3], SHAPE)

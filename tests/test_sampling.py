@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import PixArtAlphaPipeline
 from PIL import Image
-from tiny_pipelines import write_tiny_pipeline
+from tiny_pipelines import open_model, write_tiny_pipeline
 
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.checkpoint import ModelFacts
@@ -21,10 +21,8 @@ from pixart_core.models.files import load_transformer
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.denoise import denoise, initial_noise
-from pixart_core.sampling.model import load_model
+from pixart_core.sampling.outline import read_outline
 from pixart_core.sampling.sample import run_sampling
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +46,9 @@ def pixels(folder: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
 @pytest.mark.parametrize("size", [(16, 16), (24, 16)])
 def test_latents_equal_those_of_diffusers_pipeline(pipeline, guidance_scale, size) -> None:
-    model = load_model(str(pipeline), CPU, torch.float32)
-    prompts, unconditional = model.encode(["a red circle", "two blue squares on a white background"], "")
+    texts = ["a red circle", "two blue squares on a white background"]
+    model = open_model(pipeline, texts)
+    prompts, unconditional = model.encoded(texts, "")
     noise = initial_noise([3, 4], (3, size[0] // 2, size[1] // 2))
     ours = denoise(
         model,
@@ -217,7 +216,7 @@ def learned(pipeline, tmp_path_factory) -> Path:
 
 
 def draw(model, prompts: list[str], negative: str) -> torch.Tensor:
-    tokens, unconditional = model.encode(prompts, negative)
+    tokens, unconditional = model.encoded(prompts, negative)
     noise = initial_noise([3] * len(prompts), (3, 8, 8))
     return denoise(
         model,
@@ -231,13 +230,13 @@ def draw(model, prompts: list[str], negative: str) -> torch.Tensor:
 
 
 def test_a_negative_prompt_takes_the_place_of_the_learned_embedding(pipeline, learned) -> None:
-    plain, ours = (load_model(str(folder), CPU, torch.float32) for folder in (pipeline, learned))
     prompts = ["a red circle", "two blue squares on a white background"]
+    plain, ours = (open_model(folder, [*prompts, "blue"]) for folder in (pipeline, learned))
     torch.testing.assert_close(draw(ours, prompts, "blue"), draw(plain, prompts, "blue"))
     without = draw(ours, prompts, " ")
     assert not torch.allclose(without, draw(plain, prompts, ""), atol=1e-3)
     # Without one: the embedding, cut to the caption's length.
-    tokens, _ = plain.encode(prompts[:1], "")
+    tokens, _ = plain.encoded(prompts[:1], "")
     expected = denoise(
         plain,
         initial_noise([3], (3, 8, 8)),
@@ -254,18 +253,23 @@ def test_a_lost_learned_embedding_is_named(learned, tmp_path) -> None:
     broken = shutil.copytree(learned, tmp_path / "p")
     (broken / "uncond.safetensors").unlink()
     with pytest.raises(UserError, match=r"/p was trained .* no uncond\.safetensors"):
-        load_model(str(broken), CPU, torch.float32)
+        read_outline(str(broken))
 
 
 def test_bf16_holds_for_transformer_and_text_encoder_but_not_for_the_vae(pipeline) -> None:
-    model = load_model(str(pipeline), CPU, torch.bfloat16)
-    assert model.text_encoder.model.dtype == torch.bfloat16
+    model, exact = (
+        open_model(pipeline, ["a red circle"], dtype) for dtype in (torch.bfloat16, torch.float32)
+    )
+    ours, theirs = (one.tokens["a red circle"] for one in (model, exact))
+    assert torch.equal(ours, ours.bfloat16().float())
+    torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+    assert next(model.transformer.parameters()).dtype == torch.bfloat16
     assert model.vae.dtype == torch.float32
     assert draw(model, ["a red circle"], "").isfinite().all()
 
 
 def test_the_vae_sees_few_pixels_at_a_time_and_gives_the_same_pictures(pipeline, monkeypatch) -> None:
-    model = load_model(str(pipeline), CPU, torch.float32)
+    model = open_model(pipeline)
     latents = torch.randn(5, 3, 8, 8)
     whole = model.decode(latents)
     calls: list[int] = []
@@ -283,12 +287,12 @@ def test_a_damaged_vae_config_is_named(pipeline, tmp_path, text) -> None:
     broken = shutil.copytree(pipeline, tmp_path / "broken")
     (broken / "vae/config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"vae/config\.json is damaged"):
-        load_model(str(broken), CPU, torch.float32)
+        read_outline(str(broken))
 
 
 def test_pipelines_of_the_older_class_name_are_sampled(pipeline, tmp_path) -> None:
     older = shutil.copytree(pipeline, tmp_path / "older")
     path = older / "transformer/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "Transformer2DModel"}))
-    ours, theirs = (load_model(str(folder), CPU, torch.float32) for folder in (older, pipeline))
+    ours, theirs = (open_model(folder) for folder in (older, pipeline))
     assert ours.transformer.config == theirs.transformer.config

@@ -7,6 +7,7 @@ import pytest
 import torch
 from stores import write_tiny_store
 from tiny_encoders import write_tiny_encoders
+from tiny_pipelines import open_model
 
 from pixart_cli.runners import RUNNERS
 from pixart_core.artifacts.card import Card, read_card
@@ -19,7 +20,7 @@ from pixart_core.models.files import load_transformer
 from pixart_core.progress import Silent
 from pixart_core.recipe.schema import ConvertStep
 from pixart_core.recipe.training import ModelOptions, TrainStep
-from pixart_core.sampling.model import load_model
+from pixart_core.sampling.outline import read_outline
 from pixart_core.training.loop import run_training
 
 HEADS = {"num_attention_heads": original.HEADS}
@@ -60,9 +61,9 @@ def test_a_learned_embedding_goes_round_all_layouts_bit_for_bit(tmp_path, encode
         assert uncond_of(tmp_path / name) == "learned", name
         assert describe(tmp_path / name)["uncond"] == "learned"
         assert torch.equal(load_any(tmp_path / name).report.y_embedding, y_embedding), name
-    sampled = load_model(str(tmp_path / "b"), torch.device("cpu"), torch.float32)
+    sampled = open_model(tmp_path / "b", ["a red circle"])
     assert torch.equal(sampled.learned_uncond, y_embedding)
-    assert sampled.encode(["a red circle"], "")[1] is None
+    assert sampled.encoded(["a red circle"], "")[1] is None
 
 
 def test_an_empty_caption_goes_round_all_layouts_and_nothing_is_made_up(tmp_path, encoders, released) -> None:
@@ -78,9 +79,9 @@ def test_an_empty_caption_goes_round_all_layouts_and_nothing_is_made_up(tmp_path
     for name in "abcd":
         assert uncond_of(tmp_path / name) == "empty", name
         assert not (tmp_path / name / UNCOND).exists()
-    sampled = load_model(str(tmp_path / "d"), torch.device("cpu"), torch.float32)
+    sampled = open_model(tmp_path / "d", ["a red circle"])
     assert sampled.learned_uncond is None
-    assert sampled.encode(["a red circle"], "")[1] is not None
+    assert sampled.encoded(["a red circle"], "")[1] is not None
 
 
 @pytest.mark.parametrize("to", ["pixart", "diffusers", "official"])
@@ -97,7 +98,7 @@ def test_another_model_s_learned_embedding_is_refused_before_sampling(tmp_path, 
     convert(released[0], "diffusers", tmp_path / "a", vae=encoders, text_encoder=encoders, **HEADS)
     write_uncond(tmp_path / "a", torch.zeros(6, original.CAPTION + 1))
     with pytest.raises(UserError, match=r"tokens of width 21, the model takes 20"):
-        load_model(str(tmp_path / "a"), torch.device("cpu"), torch.float32)
+        read_outline(str(tmp_path / "a"))
 
 
 @pytest.fixture

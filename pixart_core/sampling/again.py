@@ -19,8 +19,10 @@ from pixart_core.encoders.device import choose_device
 from pixart_core.encoders.pretrained import weight_hash
 from pixart_core.errors import UserError
 from pixart_core.recipe.sample import SampleStep
-from pixart_core.sampling.draw import DTYPES, draw
-from pixart_core.sampling.model import SamplingModel, load_model
+from pixart_core.sampling.draw import draw
+from pixart_core.sampling.loading import prepare_model
+from pixart_core.sampling.model import SamplingModel
+from pixart_core.sampling.outline import read_outline
 from pixart_core.sampling.requests import read_requests
 
 
@@ -66,10 +68,11 @@ def check_image(path: Path, checkpoint: str | None, device: str | None, toleranc
         reason = error.errors()[0]
         where = ".".join(map(str, reason["loc"]))
         raise UserError(f"{path}: its metadata is damaged ({where}: {reason['msg']})") from error
-    model = load_model(source, choose_device(device), DTYPES[step.dtype])
+    outline = read_outline(source)
+    (record,) = read_requests(step, outline.default_size)
+    outline.check_size(record.height, record.width)
+    model = prepare_model(outline, step, [[record]], [[record]], choose_device(device))
     _check_weights(told, model)
-    (record,) = read_requests(step, model.outline.default_size)
-    model.outline.check_size(record.height, record.width)
 
     with Image.open(path) as image:
         before = np.asarray(image.convert("RGB")).astype(np.int64)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
-import torch
 from PIL import Image
 
 from pixart_core.artifacts.samples import SampleRecord
@@ -12,8 +11,6 @@ from pixart_core.recipe.sample import SampleStep
 from pixart_core.sampling.denoise import denoise, initial_noise, noise_generators
 from pixart_core.sampling.model import SamplingModel
 from pixart_core.sampling.schedulers import STOCHASTIC
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def batches(records: list[SampleRecord], size: int) -> Iterator[list[SampleRecord]]:
@@ -41,18 +38,20 @@ def draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) ->
     factor, first = model.pixels_per_latent, records[0]
     steps, guidance = _solving(first)
     shape = (model.transformer.config.in_channels, first.height // factor, first.width // factor)
-    prompts, unconditional = model.encode([record.prompt for record in records], first.negative_prompt or "")
+    prompts, unconditional = model.encoded([record.prompt for record in records], first.negative_prompt or "")
     seeds = [record.seed for record in records]
-    latents = denoise(
-        model,
-        initial_noise(seeds, shape),
-        prompts,
-        unconditional,
-        scheduler=step.scheduler,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        guidance_interval=step.guidance_interval,
-        generators=noise_generators(seeds, shape) if step.scheduler in STOCHASTIC else None,
-    )
-    pixels = ((model.decode(latents) + 1) * 127.5).round().byte()
+    with model.memory.phase("denoising"):
+        latents = denoise(
+            model,
+            initial_noise(seeds, shape),
+            prompts,
+            unconditional,
+            scheduler=step.scheduler,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            guidance_interval=step.guidance_interval,
+            generators=noise_generators(seeds, shape) if step.scheduler in STOCHASTIC else None,
+        )
+    with model.memory.phase("decoding"):
+        pixels = ((model.decode(latents) + 1) * 127.5).round().byte()
     return [Image.fromarray(np.asarray(p)) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

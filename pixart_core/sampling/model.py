@@ -1,4 +1,4 @@
-"""Load all that sampling needs from a pipeline folder or a checkpoint of ours."""
+"""A text-to-image model that is ready to draw: its prompts are encoded, the text encoder is gone."""
 
 import dataclasses
 from pathlib import Path
@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
-from pixart_core.encoders.text import TextEncoder, load_text_encoder
 from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.models.files import load_transformer
 from pixart_core.models.pixart import PixArtTransformer
-from pixart_core.sampling.outline import ModelOutline, read_outline
+from pixart_core.sampling.memory import MemoryWatch
+from pixart_core.sampling.outline import ModelOutline
+from pixart_core.sampling.prompt_tokens import PromptTokens, free
 
 # Pixels that the VAE decodes in one call: it needs some gigabytes for a picture of 1024 x 1024.
 DECODE_PIXELS = 1024 * 1024
@@ -21,21 +22,25 @@ DECODE_PIXELS = 1024 * 1024
 
 @dataclasses.dataclass
 class SamplingModel:
-    """A text-to-image model, ready to sample.
+    """A text-to-image model.
 
     Attributes:
         source: where it was loaded from.
-        text_encoder: None once all prompts are encoded, if it is not to take memory.
         learned_uncond: tokens of the learned unconditional caption; None: the empty caption is encoded.
+        tokens: of the prompts; None where whoever draws has them.
+        vae_waits: the VAE is on `device` only while it decodes.
+        memory: what drawing took.
     """
 
     source: str
     transformer: PixArtTransformer
     vae: Any
-    text_encoder: TextEncoder | None
     facts: ModelFacts
     learned_uncond: Float[Tensor, "l d"] | None
     device: torch.device
+    tokens: PromptTokens | None = None
+    vae_waits: bool = False
+    memory: MemoryWatch = dataclasses.field(default_factory=lambda: MemoryWatch(torch.device("cpu")))
 
     @property
     def outline(self) -> ModelOutline:
@@ -49,17 +54,16 @@ class SamplingModel:
         """Picture pixels per latent pixel, along a side."""
         return vae_downsampling(self.vae)
 
-    def encode(
+    def encoded(
         self, prompts: list[str], negative_prompt: str
     ) -> tuple[list[Float[Tensor, "l d"]], Float[Tensor, "l d"] | None]:
         """Tokens of each prompt, and of the negative or empty one; None: the learned embedding's turn.
 
         A negative prompt takes the place of the learned embedding, as it does of the empty caption.
         """
-        assert self.text_encoder is not None
-        encoded = self.text_encoder.encode_each([*prompts, negative_prompt], self.facts.max_tokens)
+        assert self.tokens is not None
         learned = self.learned_uncond is not None and not negative_prompt.strip()
-        return encoded[:-1], None if learned else encoded[-1]
+        return [self.tokens[prompt] for prompt in prompts], None if learned else self.tokens[negative_prompt]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
@@ -68,32 +72,50 @@ class SamplingModel:
         latents = latents.to(self.vae.dtype) / config.scaling_factor + (config.get("shift_factor") or 0.0)
         height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
         parts = latents.split(max(1, DECODE_PIXELS // (height * width)))
-        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
+        if self.vae_waits:
+            self.vae.to(self.device)
+        pictures = torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
+        if self.vae_waits:
+            self.vae.to("cpu")
+            free()
+        return pictures
 
 
-def load_model(source: str, device: torch.device, dtype: torch.dtype) -> SamplingModel:
-    """Load a model.
+def load_model(
+    outline: ModelOutline,
+    tokens: PromptTokens | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    vae_waits: bool = False,
+    vae_tiling: bool = False,
+    memory: MemoryWatch | None = None,
+) -> SamplingModel:
+    """Load transformer and VAE.
 
     Args:
-        source: pipeline folder (ours or any `PixArtAlphaPipeline`), or the output of `train` or `convert`.
-        dtype: of the transformer and the text encoder, float32 or bfloat16; the VAE decodes in float32.
+        dtype: of the transformer, float32 or bfloat16; the VAE decodes in float32.
+        vae_tiling: decode pictures larger than the VAE was trained for in overlapping tiles (diffusers'
+            `enable_tiling`), in less memory.
 
     Raises:
-        UserError: not there, class-conditional, encoders that cannot be loaded, or no file of the learned
-            unconditional caption that the model was trained with, or another model's.
+        UserError: weights that are not there, damaged, or do not fit their config.
     """
-    outline = read_outline(source)
-    facts = outline.facts
-    transformer = load_transformer(Path(source))
+    transformer = load_transformer(Path(outline.source))
     assert isinstance(transformer, PixArtTransformer)
+    vae = load_vae(outline.facts.vae, "cpu" if vae_waits else device)
+    if vae_tiling:
+        vae.enable_tiling()
     return SamplingModel(
-        source=source,
+        source=outline.source,
         transformer=transformer.eval().requires_grad_(False).to(device, dtype),
-        vae=load_vae(facts.vae, device),
-        text_encoder=load_text_encoder(facts.text_encoder, device, dtype),
-        facts=facts,
+        vae=vae,
+        facts=outline.facts,
         learned_uncond=outline.learned_uncond,
         device=device,
+        tokens=tokens,
+        vae_waits=vae_waits,
+        memory=memory or MemoryWatch(device),
     )
 
 

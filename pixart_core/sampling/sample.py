@@ -13,9 +13,9 @@ from pixart_core.progress import Progress
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.again import settings_of
 from pixart_core.sampling.bins import SizeChoice
-from pixart_core.sampling.draw import DTYPES, batches, draw
+from pixart_core.sampling.draw import batches, draw
 from pixart_core.sampling.gallery import write_gallery
-from pixart_core.sampling.model import load_model
+from pixart_core.sampling.loading import prepare_model
 from pixart_core.sampling.outline import ModelOutline, read_outline
 from pixart_core.sampling.requests import read_requests
 from pixart_core.sampling.sheet import write_sheet
@@ -50,12 +50,13 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     todo = [record for record in records if not (output / record.file).is_file()]
     if len(todo) < len(records):
         progress.say(f"{len(records) - len(todo)} of {len(records)} images are there already")
-    model = load_model(str(step.checkpoint), device, DTYPES[step.dtype])
+    everything, missing = (list(batches(some, step.batch_size)) for some in (records, todo))
+    model = prepare_model(outline, step, everything, missing, device, folder=output, progress=progress)
     task = f"sample {output.name}"
     progress.start(task, len(records))
     progress.advance(task, len(records) - len(todo))
     settings = dataclasses.asdict(settings_of(model, step, card, output))
-    for batch in batches(todo, step.batch_size):
+    for batch in missing:
         for record, image in zip(batch, draw(model, step, batch), strict=True):
             write_image(output, record, image, settings)
         progress.advance(task, len(batch))
@@ -63,7 +64,9 @@ def run_sampling(step: SampleStep, output: Path, progress: Progress) -> dict[str
     write_sheet(output, records)
     write_gallery(output, records)
     finish_samples(output, records, card)
-    return {"output": str(output), "images": len(records)}
+    if remark := model.memory.words():
+        progress.say(remark)
+    return {"output": str(output), "images": len(records), "memory": model.memory.report()}
 
 
 def _untrained_sizes(

@@ -1,8 +1,8 @@
 """Draws the validation images of a training, which is given `open_painter` by the command."""
 
 import dataclasses
-import gc
 import json
+import tempfile
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -19,10 +19,12 @@ from pixart_core.encoders.text import load_text_encoder
 from pixart_core.encoders.vae import load_vae
 from pixart_core.errors import UserError
 from pixart_core.models.pixart import PixArtTransformer
+from pixart_core.progress import Silent
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.recipe.watching import ValidationOptions
 from pixart_core.sampling.denoise import denoise, initial_noise
 from pixart_core.sampling.model import SamplingModel
+from pixart_core.sampling.prompt_tokens import encode_prompts, texts_of
 from pixart_core.sampling.requests import read_requests
 from pixart_core.sampling.sheet import write_sheet
 from pixart_core.training.processes import all_told, failing_together
@@ -104,7 +106,6 @@ def open_painter(options: ValidationOptions, start: Start, accelerator: Accelera
         source="the model",
         transformer=start.model,
         vae=vae,
-        text_encoder=None,
         facts=facts,
         learned_uncond=start.unconditional.tokens if learned and start.unconditional else None,
         device=device,
@@ -117,18 +118,23 @@ def open_painter(options: ValidationOptions, start: Start, accelerator: Accelera
 
 
 def _encode(options: ValidationOptions, model: SamplingModel, records: Sequence[SampleRecord]) -> Any:
-    """See `SamplingModel.encode`; the encoder is gone afterwards."""
+    """Tokens of the prompts and of what guidance leads away from; the encoder is gone afterwards."""
     # Beside a model and its optimiser a GPU has no room for T5-XXL in float32.
     dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
     source = str(options.text_encoder or model.facts.text_encoder)
-    encoder = load_text_encoder(source, model.device, dtype)
-    with_encoder = dataclasses.replace(model, text_encoder=encoder)
-    encoded = with_encoder.encode([record.prompt for record in records], options.negative_prompt)
-    del encoder, with_encoder
-    gc.collect()
-    if model.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return encoded
+    drawn = [dataclasses.replace(record, negative_prompt=options.negative_prompt) for record in records]
+    texts = texts_of([drawn], empty_is_learned=model.learned_uncond is not None)
+    tokens = encode_prompts(
+        texts,
+        texts,
+        lambda: load_text_encoder(source, model.device, dtype),
+        max_tokens=model.facts.max_tokens,
+        dtype=dtype,
+        folder=Path(tempfile.gettempdir()),
+        progress=Silent(),
+    )
+    with_tokens = dataclasses.replace(model, tokens=tokens)
+    return with_tokens.encoded([record.prompt for record in records], options.negative_prompt)
 
 
 def _records(options: ValidationOptions, model: SamplingModel) -> list[SampleRecord]:
