@@ -51,6 +51,13 @@ def build_scheduler(name: str, prediction_type: str) -> Any:
     return DDIMScheduler(**config, clip_sample=False, set_alpha_to_one=False)
 
 
+def inside_interval(interval: tuple[float, float] | None, timestep: int) -> bool:
+    """Whether a step at `timestep` is guided: `interval` in shares of the noise schedule, None being all."""
+    if interval is None:
+        return True
+    return interval[0] <= 1 - timestep / (NUM_TIMESTEPS - 1) <= interval[1]
+
+
 def _tau(timestep: Any) -> int:
     """How much noise SA-Solver adds at a timestep."""
     return 1 if 200 <= timestep <= 800 else 0
