@@ -5,9 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pixart_core.diffusion.guidance import guide
-from pixart_core.diffusion.schedule import NUM_TIMESTEPS
-from pixart_core.sampling.model import SamplingModel, pad_tokens
-from pixart_core.sampling.schedulers import LEARNED_VARIANCE, STOCHASTIC, build_scheduler
+from pixart_core.sampling.captured import CapturedTransformer, launch_bound
+from pixart_core.sampling.model import SamplingModel
+from pixart_core.sampling.plain import PlainTransformer, Predict
+from pixart_core.sampling.prepared import PreparedTransformer, can_prepare
+from pixart_core.sampling.schedulers import LEARNED_VARIANCE, STOCHASTIC, build_scheduler, inside_interval
 
 
 def initial_noise(seeds: list[int], shape: tuple[int, int, int]) -> Float[Tensor, "b c h w"]:
@@ -36,6 +38,7 @@ def denoise(
     guidance_scale: float,
     guidance_interval: tuple[float, float] | None = None,
     generators: list[torch.Generator] | None = None,
+    fast: bool = True,
 ) -> Float[Tensor, "b c h w"]:
     """Sample latents (scaled) for encoded prompts.
 
@@ -46,35 +49,31 @@ def denoise(
         guidance_interval: guide only between these shares of the noise schedule (Kynkäänniemi et al., 2024);
             0 is pure noise, 1 the picture. The other steps take half the time.
         generators: one an image (`noise_generators`); samplers that add noise need them.
+        fast: compute beforehand what stays the same (`PreparedTransformer`); the result is the same up to
+            rounding.
 
     Raises:
         UserError: the sampler needs a learned variance that the model does not have.
     """
     assert generators is not None or scheduler not in STOCHASTIC, scheduler
-    device, dtype = model.device, next(model.transformer.parameters()).dtype
-    channels = noise.shape[1]
     model.outline.check_sampler(scheduler)
+    device, dtype, channels = model.device, next(model.transformer.parameters()).dtype, noise.shape[1]
     guided = guidance_scale > 1
-    if guided:
-        prompts = [*_unconditional(model, prompts, unconditional), *prompts]
-    text, mask = pad_tokens(prompts)
-    conditions = {"text_embeds": text.to(device, dtype), "text_mask": mask.to(device)}
-    conditions |= _micro_conditions(model, noise, len(prompts))
+    negative = _unconditional(model, prompts, unconditional) if guided else []
 
     sampler = build_scheduler(scheduler, model.facts.prediction_type)
     sampler.set_timesteps(num_inference_steps, device=device)
     drawn = {"generator": generators} if scheduler in STOCHASTIC else {}
     latents = noise.to(device) * sampler.init_noise_sigma
-    for t in sampler.timesteps:
-        guiding = guided and _inside(guidance_interval, int(t))
+    predict = _predictor(model, noise, sampler.timesteps, negative, prompts, fast=fast)
+    for step, t in enumerate(sampler.timesteps):
+        guiding = guided and inside_interval(guidance_interval, int(t))
         given = sampler.scale_model_input(torch.cat([latents] * (2 if guiding else 1)), t)
-        # A step without guidance asks for the prompts' half alone, the last one.
-        conditions_now = {name: tensor[-len(given) :] for name, tensor in conditions.items()}
-        output = model.transformer(given.to(dtype), t.expand(len(given)), **conditions_now)
+        output = predict(given.to(dtype), step, guided=guiding)
         prediction = output[:, :channels].float()
         if guiding:
-            negative, positive = prediction.chunk(2)
-            prediction = guide(negative, positive, guidance_scale)
+            away, towards = prediction.chunk(2)
+            prediction = guide(away, towards, guidance_scale)
         if scheduler in LEARNED_VARIANCE:  # that of the prompt: guidance is for the mean
             variance = output[-len(latents) :, channels:].float()
             prediction = torch.cat([prediction, variance], dim=1)
@@ -82,10 +81,27 @@ def denoise(
     return latents
 
 
-def _inside(interval: tuple[float, float] | None, timestep: int) -> bool:
-    if interval is None:
-        return True
-    return interval[0] <= 1 - timestep / (NUM_TIMESTEPS - 1) <= interval[1]
+def _predictor(
+    model: SamplingModel,
+    noise: Float[Tensor, "b c h w"],
+    timesteps: Tensor,
+    negative: list[Float[Tensor, "l d"]],
+    positive: list[Float[Tensor, "l d"]],
+    *,
+    fast: bool,
+) -> Predict:
+    """The fastest way to ask the model that its weights allow."""
+    transformer, size = model.transformer, None
+    if transformer.config.use_additional_conditions:
+        height, width = (side * model.pixels_per_latent for side in noise.shape[-2:])
+        size = height, width
+    if not (fast and can_prepare(transformer)):
+        return PlainTransformer(transformer, timesteps, negative, positive, size)
+    prepared = PreparedTransformer(transformer, timesteps, negative, positive, size)
+    patches = noise[0, 0].numel() // transformer.config.patch_size**2
+    if launch_bound(model.device, patches * len(negative + positive)):
+        return CapturedTransformer(prepared)
+    return prepared
 
 
 def _unconditional(
@@ -95,13 +111,3 @@ def _unconditional(
         return [unconditional] * len(prompts)
     assert model.learned_uncond is not None
     return [model.learned_uncond[: len(tokens)].to(tokens) for tokens in prompts]
-
-
-def _micro_conditions(model: SamplingModel, noise: Tensor, count: int) -> dict[str, Tensor]:
-    """Size and aspect ratio of the picture, as diffusers feeds them."""
-    if not model.transformer.config.use_additional_conditions:
-        return {}
-    height, width = (side * model.pixels_per_latent for side in noise.shape[-2:])
-    resolution = torch.tensor([[height, width]], dtype=torch.float32, device=model.device)
-    ratio = torch.tensor([[height / width]], dtype=torch.float32, device=model.device)
-    return {"resolution": resolution.expand(count, 2), "aspect_ratio": ratio.expand(count, 1)}

@@ -1,0 +1,234 @@
+"""Laws of the fast path: diffusers' model to 1e-5 for all captions, sizes, back ends; no weight changes."""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_models import diffusers_twin, random_model, run_diffusers
+
+from pixart_core.sampling import kernels, prepared_text
+from pixart_core.sampling.captured import CapturedTransformer
+from pixart_core.sampling.kernels import attention, linear
+from pixart_core.sampling.model import pad_tokens
+from pixart_core.sampling.plain import PlainTransformer
+from pixart_core.sampling.prepared import PreparedTransformer, can_prepare
+from pixart_core.sampling.prepared_text import Cached, Constant, Folded
+
+TIMESTEPS = torch.tensor([999, 500, 3])
+
+
+def captions(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(length, 20, generator=generator) for length in lengths]
+
+
+def latents(count: int, height: int = 8, width: int = 8) -> torch.Tensor:
+    return torch.randn(count, 4, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def by_diffusers(model, x, step, texts, size):
+    """diffusers' prediction, its captions padded as its pipeline pads them."""
+    text, mask = pad_tokens([*texts, torch.zeros(120, 20)])
+    given = {"text_embeds": text[:-1], "text_mask": mask[:-1]}
+    if size:
+        given["resolution"] = torch.tensor([size], dtype=torch.float32).expand(len(x), 2)
+        given["aspect_ratio"] = torch.full((len(x), 1), size[0] / size[1])
+    with torch.no_grad():
+        return run_diffusers(diffusers_twin(model), x, TIMESTEPS[step].expand(len(x)), given)
+
+
+def worst(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    assert ours.shape == theirs.shape
+    return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([1, 2, 7, 16, 120]), min_size=1, max_size=3),
+    negative=st.sampled_from([None, 1, 5, 60]),
+    shape=st.sampled_from([(8, 8), (12, 4), (2, 16)]),
+    step=st.integers(0, 2),
+    sizes=st.booleans(),
+)
+def test_predictions_equal_those_of_diffusers_model(lengths, negative, shape, step, sizes) -> None:
+    model = random_model(use_additional_conditions=sizes, attention_head_dim=12)
+    positive = captions(*lengths)
+    away = captions(negative, seed=1) * len(positive) if negative else []
+    size = (8 * shape[0], 8 * shape[1]) if sizes else None
+    x = latents(len(away + positive), *shape)
+    with torch.no_grad():
+        prepared = PreparedTransformer(model, TIMESTEPS, away, positive, size)
+        ours = prepared(x, step, guided=bool(away))
+        alone = prepared(x[-len(positive) :], step, guided=False)
+    theirs = by_diffusers(model, x, step, away + positive, size)
+    assert worst(ours, theirs) < 1e-5
+    assert worst(alone, theirs[-len(positive) :]) < 1e-5
+
+
+@pytest.mark.parametrize("modulation", ["adaln_single", "adaln"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_both_modulations_equal_the_model_itself(modulation, steps) -> None:
+    model = random_model(modulation=modulation)
+    given = (model, TIMESTEPS[:steps], captions(1) * 2, captions(9, 4))
+    with torch.no_grad():
+        prepared, plain = PreparedTransformer(*given), PlainTransformer(*given)
+        for step in [*range(steps), 0]:
+            for guided, count in ((True, 4), (False, 2)):
+                x = latents(count)
+                assert worst(prepared(x, step, guided=guided), plain(x, step, guided=guided)) < 1e-5
+
+
+def test_captions_are_prepared_by_their_length() -> None:
+    model = random_model()  # width 48, 4 heads
+    one, short, long = captions(1, 9, 10)
+    with torch.no_grad():
+        kinds = prepared_text.prepare_text(model, [one, one, short, short.clone(), long, one])
+    assert [(type(text), text.count) for text in kinds] == [
+        (Constant, 2),
+        (Folded, 2),
+        (Cached, 1),
+        (Constant, 1),
+    ]
+
+
+def test_what_is_folded_has_a_limit_in_bytes(monkeypatch) -> None:
+    model = random_model()
+    texts = captions(5, 6, 5)
+    bytes_of_five = 2 * 3 * 5 * 4 * 48 * 4
+    monkeypatch.setattr(prepared_text, "_FOLDED_BYTES", bytes_of_five + 1)
+    with torch.no_grad():
+        kinds = prepared_text.prepare_text(model, texts)
+        folded = kinds[0].blocks
+    assert [type(text) for text in kinds] == [Folded, Cached, Cached]
+    assert sum(block.keys.nbytes + block.values.nbytes for block in folded) == bytes_of_five
+
+
+def test_a_large_picture_takes_attention_head_by_head_and_the_result_is_the_same(monkeypatch) -> None:
+    asked = []
+    by_head = kernels._by_head
+    monkeypatch.setattr(kernels, "_by_head", lambda *given: asked.append(len(given)) or by_head(*given))
+    q, k, v = (torch.randn(2, 600, 24, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    heads = [x.double().unflatten(-1, (2, 12)).transpose(1, 2) for x in (q, k, v)]
+    weights = (heads[0] @ heads[1].mT / 12**0.5).softmax(-1)
+    expected = (weights @ heads[2]).transpose(1, 2).flatten(2)
+    assert worst(attention(q, k, v, num_heads=2), expected) < 5e-6
+    assert len(asked) == 1
+    assert worst(attention(q[:, :9], k, v, num_heads=2), expected[:, :9]) < 5e-6
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_linear_layers_equal_the_formula_with_and_without_onednn(monkeypatch, enabled, dtype, bound) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(s, generator=generator).to(dtype) for s in ((2, 5, 64), (32, 64), (32,)))
+    exact = x.double() @ w.double().T + b.double()
+    gelu = exact * 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (exact + 0.044715 * exact**3)))
+    monkeypatch.setattr(kernels, "_has_onednn", lambda *_: enabled)
+    assert worst(linear(x, w, b), exact) < bound
+    assert worst(linear(x, w, b, "gelu"), gelu) < bound
+    assert worst(linear(x, w, None), exact - b.double()) < bound
+
+
+def test_without_onednn_predictions_are_the_same(monkeypatch) -> None:
+    model = random_model()
+    with torch.no_grad():
+        prepared = PreparedTransformer(model, TIMESTEPS, captions(1), captions(6))
+        fast = prepared(latents(2), 1, guided=True)
+        monkeypatch.setattr(kernels, "_has_onednn", lambda *_: False)
+        plain = prepared(latents(2), 1, guided=True)
+    assert not torch.equal(plain, fast)  # it was oneDNN before
+    assert worst(plain, fast) < 1e-5
+
+
+def test_in_bf16_the_error_is_that_of_the_plain_model() -> None:
+    model = random_model(num_layers=6)
+    texts = captions(1), captions(8)
+    with torch.no_grad():
+        exact = PlainTransformer(model, TIMESTEPS, *texts)(latents(2), 1, guided=True)
+        model.bfloat16()
+        x = latents(2).bfloat16()
+        plain = worst(PlainTransformer(model, TIMESTEPS, *texts)(x, 1, guided=True), exact)
+        fast = worst(PreparedTransformer(model, TIMESTEPS, *texts)(x, 1, guided=True), exact)
+    assert 1e-4 < fast < 1.5 * plain
+
+
+def test_no_weight_is_changed_or_kept_twice() -> None:
+    model = random_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        prepared = PreparedTransformer(model, TIMESTEPS, captions(1), captions(6))
+        first = prepared(latents(2), 0, guided=True)
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():  # weights are those that the model has now: an average may take their place
+        model.proj_out.weight.mul_(2)
+        model.proj_out.bias.mul_(2)
+        assert worst(prepared(latents(2), 0, guided=True), 2 * first) < 1e-6
+
+
+def test_a_model_whose_weights_are_shared_out_is_left_to_its_own_forward_pass() -> None:
+    class Shard(torch.Tensor):
+        pass
+
+    model = random_model()
+    assert can_prepare(model)
+    assert not can_prepare(random_model(conditioning="class"))
+    model.proj_out.weight = torch.nn.Parameter(model.proj_out.weight.data.as_subclass(Shard))
+    assert not can_prepare(model)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """In the place of CUDA graphs: replays by calling again."""
+
+    replayed: int = 0
+    wrong: float = 0.0
+
+    def __call__(self, function):
+        function()
+
+        def replay() -> None:
+            self.replayed += 1
+            function()
+            if self.wrong:
+                inspect.getclosurevars(function).nonlocals["self"]._output += self.wrong
+
+        return replay
+
+
+def both(recorder) -> tuple[PreparedTransformer, CapturedTransformer]:
+    prepared = PreparedTransformer(random_model(), TIMESTEPS, captions(1), captions(6))
+    return prepared, CapturedTransformer(prepared, recorder)
+
+
+@torch.no_grad()
+def test_recorded_steps_are_played_with_what_is_given_now() -> None:
+    recorder = Recorder()
+    prepared, captured = both(recorder)
+    outputs = []
+    for step in (0, 1, 2, 0):
+        for guided, count in ((True, 2), (False, 1)):
+            x = latents(count) * (step + 1)
+            outputs.append((captured(x, step, guided=guided), prepared(x, step, guided=guided)))
+    # Compared at the end: an output must outlive the next replay.
+    assert all(torch.equal(ours, theirs) for ours, theirs in outputs)
+    assert recorder.replayed == 2 + 6  # a check for each of the two shapes, then all the steps but the first
+
+
+@torch.no_grad()
+def test_a_recording_that_is_wrong_or_impossible_is_not_used() -> None:
+    def impossible(_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    for recorder, reason in ((Recorder(wrong=0.1), "another output"), (impossible, "not permitted")):
+        prepared, captured = both(recorder)
+        with pytest.warns(UserWarning, match=reason):
+            captured(latents(2), 0, guided=True)
+        for step in (0, 1):
+            expected = prepared(latents(2), step, guided=True)
+            assert torch.equal(captured(latents(2), step, guided=True), expected)
