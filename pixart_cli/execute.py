@@ -21,13 +21,14 @@ def execute(
     as_json: bool,
     dry_run: bool,
     long: Collection[str] = (),
-    planned: Mapping[str, Any] | None = None,
+    planned: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
     as_text: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Run `step` into `output` (default: named after `name`) and print its result on stdout.
 
-    Entries of the result named in `long` are printed with `--json` only. `planned` is added to what a dry run
-    prints (by default the estimate); `as_text` words it for a person.
+    Entries of the result named in `long` are printed with `--json` only. `planned` (or what it makes of
+    the output folder) is added to what a dry run prints, by default the estimate; `as_text` words it for a
+    person.
 
     Raises:
         UserError: `output` holds something else; and what the command raises.
@@ -36,7 +37,8 @@ def execute(
     if dry_run:
         options = step.model_dump(mode="json", exclude={"command"})
         plan = {"command": command, "output": str(output), "options": options}
-        plan |= planned if planned is not None else {"estimate": estimate(step)}
+        told = planned(output) if callable(planned) else planned
+        plan |= told if told is not None else {"estimate": estimate(step)}
         show(plan, as_json=as_json, as_text=as_text)
         return
     with stdout_to_stderr(), RichProgress() as progress:

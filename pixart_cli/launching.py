@@ -1,6 +1,7 @@
-"""`pixart train` in several processes of one machine: how many, started, listened to, ended."""
+"""A command in several processes of one machine: how many, started, listened to, ended."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 from pixart_core.errors import PixartError, UnfinishedError, UserError
 from pixart_core.launch import BEGAN, began, meeting_point, visible_gpus
 from pixart_core.progress import Progress
+from pixart_core.recipe.sample import SampleStep
 from pixart_core.recipe.training import TrainStep
 
 WORKER = ("-m", "pixart_cli.worker")
@@ -25,11 +27,32 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ASKED = {75: UnfinishedError, 130: KeyboardInterrupt}
 
 
-def processes_for(step: TrainStep, progress: Progress) -> int:
-    """How many processes to start; 1: train in this one.
+@dataclasses.dataclass(frozen=True)
+class Launchable:
+    """A command that several processes may share.
+
+    Attributes:
+        options: its step.
+        kept: what is there after one of them failed.
+        interrupted: when Ctrl-C ends it at once; empty if always.
+    """
+
+    options: type[TrainStep] | type[SampleStep]
+    kept: str
+    interrupted: str = ""
+
+
+COMMANDS = {
+    "train": Launchable(TrainStep, "states are kept", "before the first step"),
+    "sample": Launchable(SampleStep, "images are kept"),
+}
+
+
+def processes_for(step: TrainStep | SampleStep, progress: Progress) -> int:
+    """How many processes to start; 1: work in this one.
 
     torchrun, `accelerate launch` and SLURM's srun have decided already. Else it is `step.processes`, or as
-    many GPUs as there are (fewer if the batch does not divide).
+    many GPUs as there are (fewer if a training's batch does not divide; one if sampling names a device).
 
     Raises:
         UserError: what was asked for does not go with the launch or with the GPUs.
@@ -48,6 +71,8 @@ def processes_for(step: TrainStep, progress: Progress) -> int:
         return step.processes
     if gpus <= 1 or "ACCELERATE_MIXED_PRECISION" in os.environ:  # set by `accelerate launch` of one process
         return 1
+    if isinstance(step, SampleStep):
+        return gpus if step.device in (None, "cuda") else 1
     fitting = next(n for n in range(gpus, 0, -1) if step.global_batch_size % n == 0)
     if fitting < gpus:
         progress.say(
@@ -57,8 +82,10 @@ def processes_for(step: TrainStep, progress: Progress) -> int:
     return fitting
 
 
-def launch(command: str, step: TrainStep, output: Path, count: int, progress: Progress) -> dict[str, Any]:
-    """Run `step` in `count` processes that train together; only the first speaks.
+def launch(
+    command: str, step: TrainStep | SampleStep, output: Path, count: int, progress: Progress
+) -> dict[str, Any]:
+    """Run `step` in `count` processes that work together; only the first speaks.
 
     Returns:
         the first one's result.
@@ -77,7 +104,7 @@ def launch(command: str, step: TrainStep, output: Path, count: int, progress: Pr
         ends = [_read(folder / f"{rank}.json") for rank in range(count)]
     if not any(codes):
         return ends[0]["result"]
-    raise _failure(codes, first, ends, forwarded)
+    raise _failure(COMMANDS[command], codes, first, ends, forwarded)
 
 
 def _start(folder: Path, rank: int, count: int, port: int) -> "subprocess.Popen[bytes]":
@@ -152,17 +179,19 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _failure(codes: list[int], first: int, ends: list[dict[str, Any]], forwarded: list[int]) -> BaseException:
+def _failure(
+    command: Launchable, codes: list[int], first: int, ends: list[dict[str, Any]], forwarded: list[int]
+) -> BaseException:
     """What to raise for a launch that failed with `first`."""
     told = next((end for end in ends if "message" in end), None)
     if told is None and -codes[first] in forwarded:
-        return KeyboardInterrupt("before the first step")
+        return KeyboardInterrupt(command.interrupted)
     if codes[first] < 0:  # says more than what the others saw of it
         name = signal.Signals(-codes[first]).name
         guess = " (out of memory?)" if name == "SIGKILL" else ""
         return PixartError(
-            f"rank {first} of {len(codes)} was ended by {name}{guess}, so all ended; states are kept: run "
-            "the same command to continue"
+            f"rank {first} of {len(codes)} was ended by {name}{guess}, so all ended; {command.kept}: run the "
+            "same command to continue"
         )
     if told is None:
         failed = next(rank for rank, code in enumerate(codes) if code)

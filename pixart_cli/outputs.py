@@ -41,7 +41,7 @@ ARTIFACTS = {
         ("checkpoint",),
         ("log*", "recipe.yaml", "checkpoints", "transformer", "resume_certificate.json"),
     ),
-    "sample": Artifact("samples", ("samples",), ("images", "samples*")),
+    "sample": Artifact("samples", ("samples",), ("images", "samples*", "sampling.json")),
     "evaluate": Artifact("reports", ("report",), ("report*",), replaces=True),
     # A conversion appears whole: it leaves nothing unfinished.
     "convert": Artifact("converted", ("checkpoint", "pipeline", "official"), (), replaces=True),

@@ -1,4 +1,4 @@
-"""What `--dry-run` prints of train steps, and the flags that say what to plan for."""
+"""What `--dry-run` prints of train and sample steps, and the flags that say what to plan for."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -52,6 +52,25 @@ def chain_plan_text(plan: Mapping[str, Any]) -> str:
     if plan["total"]:
         lines += ["", "all train steps", *_rows(_cost_rows(plan["total"]))]
     return "\n".join([*lines, *_missing(plan["missing"]), *_assumed(list(assumed))])
+
+
+def sampling_plan_text(plan: Mapping[str, Any]) -> str:
+    """The plan of `pixart sample --dry-run` for a person."""
+    known = plan["estimate"]
+    there = f", {known['there']:,} of them there already" if known["there"] else ""
+    left = f", {known['batches_left']:,} left to draw" if known["there"] else ""
+    sizes = ", ".join(f"{size} ({count:,})" for size, count in known["sizes"].items())
+    rows = [
+        ("images", f"{known['images']:,} of {known['prompts']:,} prompts{there}"),
+        ("batches", f"{known['batches']:,} of at most {plan['options']['batch_size']}{left}"),
+        ("height x width", sizes),
+        ("steps", f"{known['solver_steps']:,}, {known['model_calls']:,} pictures through the transformer"),
+        ("FLOPs", f"{known['flops']:.4g}" + (f", {known['flops_left']:.4g} left" if known["there"] else "")),
+        ("disk", f"at most {known['disk_gigabytes_at_most']:,g} GB"),
+    ]
+    return "\n".join(
+        [f"sample into {plan['output']}", *_rows(rows), *known["notes"], *_assumed(known["assumed"])]
+    )
 
 
 def _training_rows(known: Mapping[str, Any]) -> list[tuple[str, str]]:

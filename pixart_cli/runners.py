@@ -40,4 +40,23 @@ def train(step: Any, output: Path, progress: Progress) -> dict[str, Any]:
     return launch("train", step, output, count, progress)
 
 
-RUNNERS: dict[str, Runner] = {command: runner(command) for command in FUNCTIONS} | {"train": train}
+def sample(step: Any, output: Path, progress: Progress) -> dict[str, Any]:
+    """Draw in this process, or in as many as `processes_for` says and there are batches for."""
+    from pixart_cli.launching import launch, processes_for
+
+    count = gpus = processes_for(step, progress)
+    if gpus > 1 and step.processes is None:
+        from pixart_core.sampling.plan import plan_sampling
+
+        count = min(gpus, max(1, len(plan_sampling(step).todo(output))))
+        if count < gpus:
+            progress.say(f"{count} of {gpus} GPUs are used: no more batches (batch_size {step.batch_size})")
+    if count == 1:
+        return runner("sample")(step, output, progress)
+    return launch("sample", step, output, count, progress)
+
+
+RUNNERS: dict[str, Runner] = {command: runner(command) for command in FUNCTIONS} | {
+    "train": train,
+    "sample": sample,
+}

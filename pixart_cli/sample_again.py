@@ -24,7 +24,8 @@ def options_of(image: Path, values: dict[str, Any], overrides: Sequence[str]) ->
     given = {name: value for name, value in values.items() if value is not None}
     changed = given.keys() | {text.partition("=")[0].strip().replace("-", "_") for text in overrides}
     options = told.options()
-    scheduler = {**_assignments(overrides), **given}.get("scheduler", told.settings.scheduler)
+    asked = {**_assignments(overrides), **given}
+    scheduler = asked.get("scheduler", told.settings.scheduler)
     if scheduler != told.settings.scheduler:  # its own number of steps, unless one is given
         options.pop("num_inference_steps", None)
         if "lcm" in (scheduler, told.settings.scheduler):
@@ -35,8 +36,12 @@ def options_of(image: Path, values: dict[str, Any], overrides: Sequence[str]) ->
         options.pop("sizes")
     if "prompts_file" in changed:
         options.pop("prompts")
-    if "checkpoint" not in changed:
+    if "checkpoint" in changed:
+        options.pop("weights")
+    else:
         options["checkpoint"] = told.find_checkpoint()
+        if asked.get("dtype", told.settings.dtype) != told.settings.dtype:  # hashed in the type it has then
+            options["weights"].pop("transformer", None)
     return options | given
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from pixart_cli.app import quieten
 from pixart_cli.console import RichProgress
 from pixart_cli.errors import UNFINISHED, user_errors
+from pixart_cli.launching import COMMANDS
 from pixart_cli.runners import runner
 from pixart_core.errors import PixartError, ToldElsewhereError, UnfinishedError, UserError
-from pixart_core.recipe.training import TrainStep
 
 # What the parent is told of an error, and the exit code; the first that fits.
 ENDS: tuple[tuple[type[BaseException], str, int], ...] = (
@@ -27,11 +27,12 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 def main(folder: Path, parent: int) -> None:
     """Do the job in `folder`, leave there what the parent shall tell, and exit with its code."""
     _end_with(parent)
-    # Until the training listens to it, Ctrl-C ends this process without a traceback.
+    # Until a training listens to it, Ctrl-C ends this process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     quieten()
     job = json.loads((folder / "job.json").read_text())
-    step, output = TrainStep.model_validate(job["step"]), Path(job["output"])
+    step = COMMANDS[job["command"]].options.model_validate(job["step"])
+    output = Path(job["output"])
     with user_errors(), RichProgress() as progress:
         try:
             result = runner(job["command"])(step, output, progress)

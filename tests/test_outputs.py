@@ -87,7 +87,6 @@ def test_an_interrupted_default_output_is_continued_by_its_own_options_alone(
         ["sample", "--checkpoint", "x", "a fox", "--output", "/proc/foo/bar"],
         ["run", "recipe.yaml", "--output", "/proc/foo/bar"],
         ["run", "recipe.yaml", "--output", "/proc/foo/bar", "--dry-run"],
-        ["sample", "--checkpoint", "x", "--prompts", "binary", "--dry-run"],
     ],
 )
 def test_what_cannot_be_read_or_written_is_one_line_and_exit_2(
@@ -95,13 +94,12 @@ def test_what_cannot_be_read_or_written_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\nsteps:\n  data: {command: shapes}\n")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(SystemExit) as caught:
         app.main(args)
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("pixart: error: cannot ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["binary", "recipe.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
 
 
 @pytest.mark.parametrize(

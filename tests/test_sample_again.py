@@ -96,7 +96,7 @@ def test_png_and_samples_tell_how_an_image_was_made(pipeline, tmp_path) -> None:
 def test_equal_runs_beside_each_other_write_equal_bytes(pipeline, tmp_path) -> None:
     one, two = (sample(pipeline, tmp_path / name).parents[1] for name in ("one", "two"))
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
 

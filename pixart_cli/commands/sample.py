@@ -6,10 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from pixart_cli import sample_again
+from pixart_cli.console import stdout_to_stderr
 from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output, Seed, with_examples
 from pixart_cli.outputs import name_of
+from pixart_cli.planner import sampling_plan_text
 from pixart_core.errors import UserError
 from pixart_core.recipe.load import step_from_options
 from pixart_core.recipe.schema import SampleStep
@@ -71,6 +73,9 @@ def sample(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Any of the fields below; may be repeated."),
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes on this machine; default: one a GPU.", show_default=False)
+    ] = None,
     seed: Seed = None,
     limit: Limit = None,
     batch_size: BatchSize = None,
@@ -99,6 +104,7 @@ def sample(
             "limit": limit,
             "batch_size": batch_size,
             "device": device,
+            "processes": processes,
         }
         flags = {field: f"--{field.replace('_', '-')}" for field in values}
         flags |= {"prompts": "PROMPT", "prompts_file": "--prompts"}
@@ -114,4 +120,21 @@ def sample(
             raise UserError('nothing to draw: give a prompt, as in "a red fox", or --prompts FILE')
         if prompts is not None and not Path(prompts).exists():
             raise UserError(f"--prompts: no file or manifest folder {prompts}")
-        execute("sample", step, output, name_of(str(step.checkpoint)), as_json=as_json, dry_run=dry_run)
+
+        def planned(folder: Path) -> dict[str, Any]:
+            from pixart_core.sampling.forecast import forecast
+            from pixart_core.sampling.plan import plan_sampling
+
+            with stdout_to_stderr():
+                return {"estimate": forecast(plan_sampling(step), step, folder)}
+
+        execute(
+            "sample",
+            step,
+            output,
+            name_of(str(step.checkpoint)),
+            as_json=as_json,
+            dry_run=dry_run,
+            planned=planned,
+            as_text=sampling_plan_text,
+        )

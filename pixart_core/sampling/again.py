@@ -1,22 +1,16 @@
 """`pixart sample --from IMAGE --check`: draw an image once more from what it tells, and compare."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
-import torch
-import transformers
 from PIL import Image
 from pydantic import ValidationError
 
 from pixart_core import __version__
-from pixart_core.artifacts.card import Card
-from pixart_core.artifacts.provenance import Provenance, Settings
+from pixart_core.artifacts.provenance import HASHES, Provenance, Settings
 from pixart_core.encoders.device import choose_device
-from pixart_core.encoders.pretrained import weight_hash
 from pixart_core.errors import UserError
 from pixart_core.recipe.sample import SampleStep
 from pixart_core.sampling.draw import draw
@@ -24,21 +18,7 @@ from pixart_core.sampling.loading import prepare_model
 from pixart_core.sampling.model import SamplingModel
 from pixart_core.sampling.outline import read_outline
 from pixart_core.sampling.requests import read_requests
-
-
-def settings_of(model: SamplingModel, step: SampleStep, card: Card, output: Path) -> Settings:
-    """What the images of a set have in common."""
-    return Settings(
-        scheduler=step.scheduler,
-        guidance_interval=step.guidance_interval,
-        dtype=step.dtype,
-        checkpoint=card.inputs["checkpoint"],
-        # Relative: sets that were made alike in two places are the same, byte for byte.
-        checkpoint_path=os.path.relpath(os.path.abspath(str(step.checkpoint)), os.path.abspath(output)),
-        pixart_version=card.pixart_version,
-        **_hashes(model),
-        **_here(model),
-    )
+from pixart_core.sampling.settings import hashes_of, here, refuse_other_weights
 
 
 def check_image(path: Path, checkpoint: str | None, device: str | None, tolerance: float) -> dict[str, Any]:
@@ -72,7 +52,7 @@ def check_image(path: Path, checkpoint: str | None, device: str | None, toleranc
     (record,) = read_requests(step, outline.default_size)
     outline.check_size(record.height, record.width)
     model = prepare_model(outline, step, [[record]], [[record]], choose_device(device))
-    _check_weights(told, model)
+    refuse_other_weights(source, told.settings.weights.items(), hashes_of(model), f"{path} was made with")
 
     with Image.open(path) as image:
         before = np.asarray(image.convert("RGB")).astype(np.int64)
@@ -95,37 +75,13 @@ def check_image(path: Path, checkpoint: str | None, device: str | None, toleranc
     }
 
 
-def _check_weights(told: Provenance, model: SamplingModel) -> None:
-    names = {"weights_hash": "transformer", "vae_hash": "VAE"}
-    for name, actual in _hashes(model).items():
-        recorded = getattr(told.settings, name)
-        if recorded is not None and recorded != actual:
-            raise UserError(
-                f"{model.source}: its {names[name]} has other weights ({actual}) than {told.path} was made "
-                f"with ({recorded}); give --checkpoint"
-            )
-
-
 def _differences(settings: Settings, model: SamplingModel) -> list[str]:
     """What is not as it was where the image was made."""
     notes = [
         f"made with {name.removesuffix('_version')} {getattr(settings, name)}, this is {value}"
-        for name, value in ({"pixart_version": __version__} | _here(model)).items()
+        for name, value in ({"pixart_version": __version__} | here(model.device)).items()
         if getattr(settings, name) not in (None, value)
     ]
-    if settings.weights_hash is None:
-        notes.append("the image does not tell the hash of its weights, so they were not compared")
+    if silent := [part for part in HASHES if part not in settings.weights]:
+        notes.append(f"the image does not tell the hash of {', '.join(silent)}, so that was not compared")
     return notes
-
-
-def _hashes(model: SamplingModel) -> dict[str, str]:
-    return {"weights_hash": weight_hash(model.transformer), "vae_hash": weight_hash(model.vae)}
-
-
-def _here(model: SamplingModel) -> dict[str, str]:
-    return {
-        "device": model.device.type,
-        "torch_version": str(torch.__version__),
-        "diffusers_version": diffusers.__version__,
-        "transformers_version": transformers.__version__,
-    }

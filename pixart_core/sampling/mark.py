@@ -1,0 +1,49 @@
+"""The mark of a sample set that is being drawn: which run began it."""
+
+import contextlib
+from pathlib import Path
+
+from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.publish import write_text
+from pixart_core.artifacts.samples import IMAGES
+from pixart_core.errors import UserError
+
+STARTED = "sampling.json"
+
+
+def refuse_others(output: Path, card: Card) -> None:
+    """Raises:
+    UserError: `output` holds samples of another checkpoint or of other options, or foreign images."""
+    begun = _begun(output)
+    if begun is None:
+        images = output / IMAGES
+        if images.exists() and not (images.is_dir() and not any(images.iterdir())):
+            raise UserError(f"{images} is not empty and not of this run; choose another output")
+    elif begun != card.fingerprint:
+        raise UserError(
+            f"{output} holds samples of another checkpoint or with other options; choose another output"
+        )
+
+
+def begin(output: Path, card: Card) -> None:
+    """Remember what is being drawn, and clear away what a killed run was writing just then.
+
+    Raises:
+        UserError: see `refuse_others`.
+        PixartError: the disk is full.
+    """
+    refuse_others(output, card)
+    for folder in (output, output / IMAGES):
+        for partial in folder.glob(".*.partial"):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+    if _begun(output) is None:
+        write_text(output / STARTED, card.fingerprint + "\n")
+
+
+def _begun(output: Path) -> str | None:
+    """Fingerprint of the run that began `output`; None without a marker that can be read."""
+    try:
+        return (output / STARTED).read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
