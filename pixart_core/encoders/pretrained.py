@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pixart_core.encoders.offload import let_go
 from pixart_core.errors import UserError
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -104,15 +105,22 @@ def refuse_missing(source: str, part: str, missing: list[str]) -> None:
         raise UserError(f"{source}: the {part} lacks {len(missing)} weights, e.g. {sorted(missing)[0]}")
 
 
-def weight_hash(model: nn.Module) -> str:
-    """16 hex digits over names, types and bits of all weights, whatever file they came from."""
-    return tensors_hash(model.state_dict())
+def weight_hash(model: nn.Module, *, untouched: bool = False) -> str:
+    """16 hex digits over names, types and bits of all weights, whatever file they came from.
+
+    Args:
+        untouched: nothing was written to the weights since they were loaded. Of those that are mapped from a
+            file, no more than one is then in the memory because of this.
+    """
+    return tensors_hash(model.state_dict(), untouched=untouched)
 
 
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+def tensors_hash(tensors: Mapping[str, Tensor], *, untouched: bool = False) -> str:
     """`weight_hash` of tensors by their names."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if untouched:
+            let_go(tensor)
     return digest.hexdigest()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +19,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from pixart_core.encoders.offload import offload_sequentially
 from pixart_core.encoders.pretrained import loading, locate, refuse_missing, short_name, weight_hash
+from pixart_core.encoders.quantised import Quantization, check_quantization, quantised_arguments
 from pixart_core.errors import UserError
 
 _ENCODERS: dict[str, Any] = {
@@ -54,6 +56,7 @@ class TextEncoder:
         hash: of the weights as they were stored.
         channels: width of a token's state.
         revision: commit on the hub, None for a folder.
+        offloaded_to: where the layers compute, if their weights lie elsewhere (`offload_sequentially`).
     """
 
     model: Any
@@ -62,6 +65,12 @@ class TextEncoder:
     hash: str
     channels: int
     revision: str | None = None
+    offloaded_to: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.offloaded_to or self.model.device
 
     @torch.no_grad()
     def encode(
@@ -73,7 +82,7 @@ class TextEncoder:
         `max_tokens`; longer texts are cut. The empty text has at least one valid token.
         """
         tokens = self._tokenize(texts, max_tokens)
-        padded = self.tokenizer.pad(tokens, padding="longest", return_tensors="pt").to(self.model.device)
+        padded = self.tokenizer.pad(tokens, padding="longest", return_tensors="pt").to(self.device)
         mask = padded["attention_mask"].bool()
         hidden = self.model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])[0]
         return hidden.float() * mask.unsqueeze(-1), mask
@@ -128,7 +137,7 @@ class TextEncoder:
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
         padded = torch.full(mask.shape, int(self.tokenizer.pad_token_id))
         padded[mask] = torch.tensor([number for row in ids for number in row])
-        device = self.model.device
+        device = self.device
         hidden = self.model(input_ids=padded.to(device), attention_mask=mask.to(device, torch.long))[0]
         return [states[: len(row)] for states, row in zip(hidden.float().cpu(), ids, strict=True)]
 
@@ -148,19 +157,28 @@ class TextEncoder:
 
 
 def load_text_encoder(
-    source: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    source: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    quantization: Quantization = "none",
+    offload: Literal["none", "sequential"] = "none",
 ) -> TextEncoder:
     """Load a text encoder with its tokenizer.
 
     Args:
         source: hub id or folder, holding both model and tokenizer or `text_encoder/` and `tokenizer/`.
         dtype: float32 or bfloat16; T5 overflows in float16.
+        quantization: of the linear layers, by bitsandbytes.
+        offload: sequential: weights stay in their file and come to `device` layer by layer. Same states.
 
     Raises:
         UserError: it is not there, is no text model, lacks weights, or its tokenizer gives the empty
-            caption no token.
+            caption no token; or bitsandbytes is asked for and not installed.
     """
     assert dtype != torch.float16
+    assert "none" in (quantization, offload)
+    check_quantization(quantization)
     place = locate(source, "text_encoder")
     with loading(source, "text_encoder"):
         config = AutoConfig.from_pretrained(**place)
@@ -171,14 +189,25 @@ def load_text_encoder(
     missing = [name for name in info["missing_keys"] if not name.startswith("pooler.")]
     refuse_missing(source, "text_encoder", missing)
     _prepare_tokenizer(source, tokenizer)
-    digest = weight_hash(model)
+    digest = weight_hash(model, untouched=True)
+    if quantization != "none":
+        del model, info
+        with loading(source, "text_encoder"):
+            arguments = quantised_arguments(quantization, torch.device(device), dtype)
+            model = model_class.from_pretrained(**place, **arguments)
     if config.is_encoder_decoder and hasattr(model, "get_decoder"):
         model = model.get_encoder()
     channels = getattr(config, "d_model", None) or getattr(model.config, "hidden_size", None)
     if channels is None:
         raise UserError(f"{source}: {type(model).__name__} is no text model")
-    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    return TextEncoder(model, tokenizer, short_name(source), digest, int(channels), place.get("revision"))
+    model = model.eval().requires_grad_(False)
+    encoder = TextEncoder(model, tokenizer, short_name(source), digest, int(channels), place.get("revision"))
+    if offload == "sequential":
+        offload_sequentially(model, device, dtype)
+        encoder.offloaded_to = torch.device(device)
+    elif quantization == "none":
+        model.to(device=device, dtype=dtype)
+    return encoder
 
 
 def _load_tokenizer(place: dict[str, Any]) -> Any:

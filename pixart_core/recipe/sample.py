@@ -40,7 +40,7 @@ def _guidance_of(data: dict[str, Any]) -> float:
 class SampleStep(Strict):
     """Generate images."""
 
-    unrecorded: ClassVar[frozenset[str]] = frozenset({"processes", "weights"})
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"processes", "weights", "offload"})
 
     command: Literal["sample"] = "sample"
     checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
@@ -86,6 +86,20 @@ class SampleStep(Strict):
     batch_size: PositiveInt = 32
     dtype: Literal["fp32", "bf16"] = "fp32"
     device: str | None = None
+    text_encoder_quantization: Literal["none", "8bit", "4bit"] = Field(
+        default="none",
+        description="Text encoder in 8 or 4 bits (pip install 'pixart[quant]'); changes the pictures.",
+    )
+    offload: Literal["none", "sequential"] = Field(
+        default="none",
+        description="sequential: layers of the text encoder are loaded one at a time, and the VAE only to "
+        "decode; slower, same pictures.",
+    )
+    vae_tiling: bool = Field(
+        default=False,
+        description="Decode pictures larger than the VAE was trained on in tiles that overlap: less memory, "
+        "slightly other pixels.",
+    )
     processes: PositiveInt | None = Field(
         default=None,
         description="Processes that pixart starts for it on this machine; default: one a GPU, one on a CPU.",
@@ -104,6 +118,10 @@ class SampleStep(Strict):
         check_one_size(self.ar, self.height, self.width)
         if self.sizes and (self.ar or self.height):
             raise ValueError("give either sizes or ar, height and width")
+        if self.offload != "none" and self.text_encoder_quantization != "none":
+            raise ValueError(
+                "give either offload=sequential or text_encoder_quantization: quantised layers stay"
+            )
         if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval ends before it starts: give [start, end], as in [0.2, 0.8]")
         return self
