@@ -37,6 +37,8 @@ class Settings:
     scheduler: str | None = None
     guidance_interval: tuple[float, float] | None = None
     dtype: str | None = None
+    text_encoder_quantization: str | None = None
+    vae_tiling: bool | None = None
     device: str | None = None
     checkpoint: str | None = None
     checkpoint_path: str | None = None
@@ -116,6 +118,8 @@ class Provenance:
             "scheduler": settings.scheduler,
             "guidance_interval": settings.guidance_interval,
             "dtype": settings.dtype,
+            "text_encoder_quantization": settings.text_encoder_quantization,
+            "vae_tiling": settings.vae_tiling,
             "weights": settings.weights,
         }
         return {name: value for name, value in options.items() if value is not None}

@@ -37,6 +37,7 @@ def settings_of(model: SamplingModel, step: SampleStep, card: Card, output: Path
         scheduler=step.scheduler,
         guidance_interval=step.guidance_interval,
         dtype=step.dtype,
+        text_encoder_quantization=step.text_encoder_quantization,
         vae_tiling=step.vae_tiling,
         checkpoint=card.inputs["checkpoint"],
         # Relative: sets that were made alike in two places are the same, byte for byte.
