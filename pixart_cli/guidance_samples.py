@@ -22,11 +22,11 @@ def sample_scales(
     seed: int | None,
     as_json: bool,
     dry_run: bool,
-) -> list[str] | None:
+) -> dict[str, tuple[str, int]] | None:
     """Draw a sample set for each scale of `curve` (`1.5,3,4.5`); what is drawn already stays.
 
     Returns:
-        NAME=DIR of each; None if this was a dry run.
+        {name: (folder, samples that it would hold without `limit`)}; None if this was a dry run.
 
     Raises:
         UserError: no checkpoint, no prompts, or scales that are no numbers; and as `pixart sample`.
@@ -52,7 +52,24 @@ def sample_scales(
         for scale, step, output in planned:
             print(f"pixart: guidance {scale:g}: samples go to {output}", file=sys.stderr)
             runners.RUNNERS["sample"](step, output, progress)
-    return [f"guidance {scale:g}={output}" for scale, _, output in planned]
+    return {f"guidance {scale:g}": (str(output), _whole(step)) for scale, step, output in planned}
+
+
+class _NoSizes:
+    """For counting: whatever size is asked for."""
+
+    def of_aspect(self, ar: str) -> tuple[int, int]:
+        return 1, 1
+
+    def of_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+
+def _whole(step: SampleStep) -> int:
+    """How many samples all prompts have."""
+    from pixart_core.sampling.requests import read_requests
+
+    return len(read_requests(step.model_copy(update={"limit": None}), (1, 1), _NoSizes()))
 
 
 def _scales(curve: str) -> Sequence[float]:

@@ -408,6 +408,18 @@ def test_a_curve_draws_each_scale_with_one_seed_and_scores_them_together(here: P
     assert scored.samples == {f"guidance {step.guidance_scale:g}": str(output) for step, output in drawn}
 
 
+def test_a_curve_over_the_first_prompts_knows_of_how_many(here: Path, calls: Calls) -> None:
+    (here / "prompts.jsonl").write_text(
+        '{"prompt": "a", "ar": "3:4"}\n{"prompt": "b", "images_per_prompt": 3}\n{"prompt": "c"}\n'
+    )
+    args = ["--curve", "3,1.5", "--checkpoint", "runs/x", "--prompts", "prompts.jsonl", "--limit", "2"]
+    assert pixart("evaluate", *args, "--bench", "clip") == 0
+    *drawn, (scored, _) = [call[:2] for call in calls]
+    assert [step.limit for step, _ in drawn] == [2, 2]
+    assert scored.limit is None
+    assert scored.whole == {"guidance 1.5": 5, "guidance 3": 5}
+
+
 def test_every_step_of_a_recipe_has_a_runner() -> None:
     from pixart_core.recipe.annotations import child, tags
     from pixart_core.recipe.schema import Recipe

@@ -68,3 +68,12 @@ def test_chart_labels_every_point_and_stays_in_its_frame(samples: SampleSet) -> 
         assert all(f">{label}</text>" in chart for label in ("1", "3", "4.5"))
         places = re.findall(r'c?[xy][12]?="(-?[\d.]+)"', chart)
         assert all(0 <= float(place) <= 380 for place in places)
+
+
+def test_prompts_with_a_scale_of_their_own_make_no_point_and_a_part_is_marked(samples: SampleSet) -> None:
+    rows = tuple(dataclasses.replace(row, guidance_scale=2.0) for row in samples.samples)
+    own = [at(samples, 1.0), dataclasses.replace(at(samples, 3.0), samples=rows)]
+    assert guidance_curves(metrics(1.0, 3.0), own) == []
+    part = [at(samples, 1.0).of(100), at(samples, 3.0).of(100)]
+    assert all(curve["partial"] for curve in guidance_curves(metrics(1.0, 3.0), part))
+    assert not any(c["partial"] for c in guidance_curves(metrics(1.0, 3.0), [at(samples, s) for s in (1, 3)]))

@@ -102,7 +102,11 @@ def test_metrics_card_json_and_page_agree(tmp_path: Path, sets: dict[str, Path])
     text = " ".join(Page(page).text.split())
     assert "In good, 30 of 30 pictures (100 %) show exactly" in text
     assert "In half, 10 of 20 pictures (50 %)" in text
-    assert text.count("seen:") == 10
+    assert text.count("✗") == 10
+    worst = report["galleries"]["half"]["shapes exact"]["worst"]
+    assert [entry["score"] for entry in worst] == [0.0] * 6
+    assert all(entry["reasons"][-1].startswith("seen: ") and len(entry["reasons"]) > 1 for entry in worst)
+    assert len(worst[0]["reasons"]) == max(len(entry["reasons"]) for entry in worst)
 
 
 def test_stage_table_and_curve_come_from_the_run(tmp_path: Path, sets: dict[str, Path]) -> None:
@@ -117,7 +121,7 @@ def test_stage_table_and_curve_come_from_the_run(tmp_path: Path, sets: dict[str,
 def test_page_is_self_contained_and_has_no_script(tmp_path: Path, sets: dict[str, Path]) -> None:
     _, page, _ = evaluate(tmp_path, samples={"a": str(sets["good"])}, runs={"one": str(sets["run"])})
     parsed = Page(page)
-    assert parsed.tags.count("img") == 30
+    assert parsed.tags.count("img") == 30 + 6 + 6  # all, and the worst and best prompts
     assert all(address.startswith("data:image/") for address in parsed.addresses)
     assert "script" not in parsed.tags
     assert not re.search(r"url\(|@import|https?://", page)
@@ -140,7 +144,7 @@ def test_hostile_names_and_prompts_are_shown_as_text(tmp_path: Path, sets: dict[
     _, page, _ = evaluate(tmp_path, **options)
     parsed = Page(page)
     assert "script" not in parsed.tags
-    assert parsed.tags.count("img") == 4
+    assert parsed.tags.count("img") == 4 + 2 + 2
     assert all(address.startswith("data:") for address in parsed.addresses)
     assert evil in parsed.text
 

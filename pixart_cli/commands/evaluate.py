@@ -85,12 +85,13 @@ def evaluate(
 
             if samples:
                 raise UserError("--curve draws samples of its own: leave --samples out")
-            samples = sample_scales(
+            drawn = sample_scales(
                 curve, checkpoint, prompts, limit=limit, seed=seed, as_json=as_json, dry_run=dry_run
             )
-            if samples is None:
+            if drawn is None:
                 return
-            values["limit"] = None
+            samples = [f"{name}={folder}" for name, (folder, _) in drawn.items()]
+            values |= {"limit": None, "whole": {name: whole for name, (_, whole) in drawn.items()}}
         elif checkpoint is not None or prompts is not None:
             raise UserError(
                 "--checkpoint and --prompts belong to --curve; score finished samples by --samples"

@@ -46,7 +46,8 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
     """
     processes = connect()
     sets = [
-        read_any_samples(name, Path(str(source))).first(step.limit) for name, source in step.samples.items()
+        read_any_samples(name, Path(str(source))).first(step.limit).of(step.whole.get(name))
+        for name, source in step.samples.items()
     ]
     runs = [read_training_run(name, Path(str(source))) for name, source in step.runs.items()]
     if "shapes" in step.bench:

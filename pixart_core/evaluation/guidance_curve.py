@@ -26,7 +26,8 @@ def guidance_curves(
 
     Returns:
         [{"x": CLIP protocol, "y": distance protocol, "points": [{"samples", "guidance_scale", "x", "x_ci95",
-        "y", "y_ci95"}]}], points by guidance; empty without two scales of the same prompts and noise.
+        "y", "y_ci95"}], "partial": whether samples were left out}], points by guidance; empty without two
+        scales of the same prompts and noise.
     """
     curves = []
     for family in _families(sets):
@@ -39,7 +40,8 @@ def guidance_curves(
                 _point(samples.name, scale, metrics[samples.name][x], metrics[samples.name][y])
                 for scale, samples in sorted(zip(scales, family, strict=True), key=lambda pair: pair[0])
             ]
-            curves.append({"x": x, "y": y, "points": points})
+            partial = any(samples.partial for samples in family)
+            curves.append({"x": x, "y": y, "points": points, "partial": partial})
     return curves
 
 
@@ -50,7 +52,7 @@ def _families(sets: Sequence[SampleSet]) -> list[list[SampleSet]]:
         options = {name: value for name, value in samples.card.options.items() if name != "guidance_scale"}
         drawn = [[sample.prompt, sample.seed, sample.height, sample.width] for sample in samples.samples]
         key = fingerprint([options, dict(samples.card.inputs), drawn])
-        if "guidance_scale" in samples.card.options:
+        if "guidance_scale" in samples.card.options and _has_one_scale(samples):
             families.setdefault(key, []).append(samples)
     kept = []
     for family in families.values():
@@ -58,6 +60,11 @@ def _families(sets: Sequence[SampleSet]) -> list[list[SampleSet]]:
         if len(scales) > 1 and len(set(scales)) == len(scales):
             kept.append(family)
     return kept
+
+
+def _has_one_scale(samples: SampleSet) -> bool:
+    """Whether no prompt brought a guidance scale of its own."""
+    return {sample.guidance_scale for sample in samples.samples} <= {None, _scale(samples)}
 
 
 def _scale(samples: SampleSet) -> float:

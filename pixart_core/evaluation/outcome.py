@@ -66,3 +66,7 @@ class Outcome:
             if samples.partial:
                 for result in self.metrics[samples.name].values():
                     result["partial"] = {"scored": len(samples.samples), "of": samples.whole}
+        partial = {samples.name for samples in sets if samples.partial}
+        for pair in self.paired:
+            if partial & {pair["a"], pair["b"]}:
+                pair["partial"] = True

@@ -103,13 +103,19 @@ def verdict_in_words(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _clip_in_words(row: Mapping[str, Any]) -> str:
     if row["null"] is None:
-        return f"The CLIP score of {row['samples']} is {row['score']:.4f}; with one prompt it has no null."
+        return (
+            f"The CLIP score of {row['samples']} is {_figure(row['score'])}; with one prompt it has no null."
+        )
     low, _ = row["score_minus_null_ci95"]
     above = "above" if low > 0 else "not above"
     return (
-        f"In {row['samples']}, the CLIP score {row['score']:.4f} is {above} that of shuffled prompts "
-        f"({row['null']:.4f})."
+        f"In {row['samples']}, the CLIP score {_figure(row['score'])} is {above} that of shuffled prompts "
+        f"({_figure(row['null'])})."
     )
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}".replace("-", "−")
 
 
 def _compbench_in_words(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -44,6 +44,10 @@ def interval(bounds: Sequence[float] | None, digits: int) -> str:
     return "–" if bounds is None else f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}"
 
 
+def _partial(result: Mapping[str, Any]) -> str:
+    return " (partial)" if result.get("partial") else ""
+
+
 def _shapes(report: Mapping[str, Any]) -> list[str]:
     parts = []
     for name, results in report["metrics"].items():
@@ -59,7 +63,8 @@ def _shapes(report: Mapping[str, Any]) -> list[str]:
                 for metric, s in scores.items()
             ]
             head = ["metric", "score", "null", "score − null", "95 % interval", "n"]
-            parts += [f"## Shapes: {escaped(name)}", table(head, rows)]
+            mark = _partial(results["shapes"])
+            parts += [f"## Shapes: {escaped(name)}{mark}", table(head, rows)]
     return parts
 
 
@@ -90,7 +95,7 @@ def _compbench(report: Mapping[str, Any]) -> list[str]:
 
 def _alignment(row: Mapping[str, Any]) -> list[str]:
     return [
-        escaped(row["samples"]),
+        escaped(row["samples"]) + _partial(row),
         number(row["score"], 4),
         interval(row["ci95"], 4),
         number(row["null"], 4),
@@ -106,7 +111,7 @@ def _distances(report: Mapping[str, Any]) -> list[str]:
         digits = group["digits"]
         rows = [
             [
-                escaped(row["samples"]),
+                escaped(row["samples"]) + _partial(row),
                 number(row["value"], digits),
                 number(row["jackknife_se"], digits),
                 interval(row["ci95"], digits),
@@ -126,7 +131,8 @@ def _paired(report: Mapping[str, Any]) -> list[str]:
         return []
     rows = [
         [
-            *(escaped(row[key]) for key in ("protocol", "a", "b")),
+            escaped(row["protocol"]) + _partial(row),
+            *(escaped(row[key]) for key in ("a", "b")),
             number(row["difference"], 4),
             interval(row["ci95"], 4),
             "yes" if row["distinguishable"] else "not distinguishable",
@@ -153,7 +159,7 @@ def _curves(report: Mapping[str, Any]) -> list[str]:
             for point in curve["points"]
         ]
         head = ["guidance", "CLIP score", "95 % interval", "distance", "95 % interval"]
-        title = f"## Guidance: {escaped(curve['y'])} over {escaped(curve['x'])}"
+        title = f"## Guidance: {escaped(curve['y'])} over {escaped(curve['x'])}{_partial(curve)}"
         parts += [title, table(head, rows)]
     return parts
 

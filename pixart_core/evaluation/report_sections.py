@@ -87,7 +87,11 @@ def galleries(outcome: Outcome) -> dict[str, dict[str, dict[str, list[dict[str, 
 
 
 def _extremes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    order = sorted((row for row in rows if row["images"]), key=lambda row: (row["score"], row["prompt"]))
+    # Among equals, first those that more is said against.
+    order = sorted(
+        (row for row in rows if row["images"]),
+        key=lambda row: (row["score"], -_said(row), row["prompt"]),
+    )
     count = min(SHOWN_PROMPTS, len(order) // 2 or 1)
 
     def shown(row: Mapping[str, Any], worst: bool) -> dict[str, Any]:
@@ -105,6 +109,11 @@ def _extremes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
         "worst": [shown(row, True) for row in order[:count]],
         "best": [shown(row, False) for row in reversed(order[-count:])] if len(order) > 1 else [],
     }
+
+
+def _said(row: Mapping[str, Any]) -> float:
+    """Reasons an image of a prompt."""
+    return sum(len(image.get("reasons", [])) for image in row["images"]) / len(row["images"])
 
 
 def paper_tables(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -76,9 +76,14 @@ class SampleSet:
             return self
         return dataclasses.replace(self, samples=self.samples[:limit], whole=len(self.samples))
 
+    def of(self, whole: int | None) -> "SampleSet":
+        """The same as a part of `whole` samples, if those are more than it knows of."""
+        known = self.whole or len(self.samples)
+        return self if whole is None or whole <= known else dataclasses.replace(self, whole=whole)
+
     @property
     def partial(self) -> bool:
-        """Whether samples were left out (`first`)."""
+        """Whether samples were left out (`first`, `of`)."""
         return self.whole is not None
 
 

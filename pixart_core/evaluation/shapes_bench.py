@@ -1,6 +1,7 @@
 """`bench: shapes`: what detectors see in generated shapes, against what the prompts say."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pixart_core.evaluation.outcome import Outcome, Verdict
 from pixart_core.evaluation.sample_set import SampleSet, true_scenes
@@ -34,7 +35,19 @@ def shapes_results(
             Verdict(tuple(mistakes(truth, scene)), describe(scene))
             for truth, scene in zip(truths, seen, strict=True)
         ]
-        outcome.values.setdefault(EXACT, {})[samples.name] = {
-            sample.file: exact(truth, scene)
-            for sample, truth, scene in zip(samples.samples, truths, seen, strict=True)
-        }
+        scores = [exact(truth, scene) for truth, scene in zip(truths, seen, strict=True)]
+        outcome.add_prompts(samples, EXACT, _by_prompt(samples, scores, outcome.verdicts[samples.name]))
+
+
+def _by_prompt(
+    samples: SampleSet, scores: Sequence[float], verdicts: Sequence[Verdict]
+) -> list[dict[str, Any]]:
+    """Rows for the galleries of worst and best prompts, with what is wrong and what is seen instead."""
+    rows: dict[str, dict[str, Any]] = {}
+    for sample, score, verdict in zip(samples.samples, scores, verdicts, strict=True):
+        row = rows.setdefault(sample.prompt, {"prompt": sample.prompt, "null": None, "images": []})
+        reasons = [*(f"wrong {name}" for name in verdict.wrong), f"seen: {verdict.seen}"]
+        row["images"].append({"file": sample.file, "score": score, "reasons": reasons})
+    for row in rows.values():
+        row["score"] = round(sum(image["score"] for image in row["images"]) / len(row["images"]), 4)
+    return list(rows.values())

@@ -14,13 +14,18 @@ FidProtocol = Literal["coco256-cleanfid", "pytorch-fid", "torch-fidelity"]
 class EvaluateStep(Strict):
     """Score sample sets and write the report."""
 
-    unrecorded: ClassVar[frozenset[str]] = frozenset({"cache", "batch_size", "device"})
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"cache", "batch_size", "device", "whole"})
 
     command: Literal["evaluate"] = "evaluate"
     bench: tuple[Bench, ...] = ("shapes",)
     samples: dict[str, Source] = Field(min_length=1, description="Name of each sample set and its folder.")
     limit: PositiveInt | None = Field(
         None, description="Score the first so many samples of each set; marks the results partial."
+    )
+    whole: dict[str, PositiveInt] = Field(
+        default_factory=dict,
+        description="How many samples a set would hold without the limit that it was drawn with; marks its "
+        "results partial.",
     )
     reference: Source | None = Field(
         None,
