@@ -109,7 +109,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     """Defaults are those of a GPU with 80 GB or more."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=sorted(SIZES), default="XL/2")
+    parser.add_argument("--size", choices=sorted(SIZES), default="XL")
     parser.add_argument("--layers", type=int, help="instead of those of the size")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--text-tokens", type=int, default=120, help="of the longest caption")
