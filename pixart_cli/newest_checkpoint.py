@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pixart_cli import runners
 from pixart_cli.console import RichProgress, show, stdout_to_stderr
 from pixart_cli.outputs import ARTIFACTS
 from pixart_core.errors import UserError
@@ -56,5 +57,5 @@ def sample_newest(
     for line in plan.lines():
         print(f"pixart: {line}", file=sys.stderr)
     with stdout_to_stderr(), RichProgress() as progress:
-        folder = draw_planned(plan, progress)
+        folder = draw_planned(plan, progress, runners.RUNNERS["sample"])
     return f"{plan.name}={folder}"

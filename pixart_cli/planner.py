@@ -66,7 +66,7 @@ def sampling_plan_text(plan: Mapping[str, Any]) -> str:
         ("height x width", sizes),
         ("steps", f"{known['solver_steps']:,}, {known['model_calls']:,} pictures through the transformer"),
         ("FLOPs", f"{known['flops']:.4g}" + (f", {known['flops_left']:.4g} left" if known["there"] else "")),
-        ("disk", f"at most {known['disk_gigabytes_at_most']:,g} GB"),
+        ("disk", f"at most {_bytes(known['disk_bytes_at_most'])}"),
     ]
     return "\n".join(
         [f"sample into {plan['output']}", *_rows(rows), *known["notes"], *_assumed(known["assumed"])]
@@ -127,6 +127,11 @@ def _missing(missing: Mapping[str, str]) -> list[str]:
 
 def _assumed(assumed: Sequence[str]) -> list[str]:
     return ["assumed", *(f"  - {line}" for line in assumed)] if assumed else []
+
+
+def _bytes(count: int) -> str:
+    size, unit = (count / 1e9, "GB") if count >= 1e9 else (count / 1e6, "MB")
+    return f"{size:,.3g} {unit}"
 
 
 def _plain(value: Any) -> str:

@@ -135,6 +135,7 @@ def sample(
             name_of(str(step.checkpoint)),
             as_json=as_json,
             dry_run=dry_run,
+            long=("memory",),
             planned=planned,
             as_text=sampling_plan_text,
         )

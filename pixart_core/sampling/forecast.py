@@ -29,7 +29,7 @@ def forecast(plan: SamplingPlan, step: SampleStep, output: Path) -> dict[str, An
     Returns:
         prompts, images, there (images drawn already), batches, batches_left, sizes ({"HxW": images}),
         solver_steps, model_calls (pictures that pass through the transformer: two a guided step and image),
-        flops, flops_left, disk_gigabytes_at_most, notes, assumed.
+        flops, flops_left, disk_bytes_at_most, notes, assumed.
 
     Raises:
         UserError: `output` holds other samples; what the run itself would raise.
@@ -60,7 +60,7 @@ def forecast(plan: SamplingPlan, step: SampleStep, output: Path) -> dict[str, An
         "model_calls": sum(map(calls, plan.records)),
         "flops": flops(plan.records),
         "flops_left": sum(flops(batch.records) for batch in todo),
-        "disk_gigabytes_at_most": round(disk / 1e9, 6),
+        "disk_bytes_at_most": disk,
         "notes": list(plan.notes),
         "assumed": list(ASSUMED),
     }

@@ -16,6 +16,7 @@ from pixart_core.evaluation.compbench.availability import Download, absent_parts
 from pixart_core.evaluation.compbench.missing import Missing, prompts_are_missing
 from pixart_core.evaluation.compbench.prompts import Prompt, read_prompts
 from pixart_core.progress import Progress
+from pixart_core.recipe.chain import Runner
 from pixart_core.recipe.compbench import CompBenchOptions
 from pixart_core.recipe.schema import SampleStep
 
@@ -137,8 +138,11 @@ def plan_compbench(
     )
 
 
-def draw_planned(plan: CompBenchPlan, progress: Progress) -> Path:
+def draw_planned(plan: CompBenchPlan, progress: Progress, draw: Runner | None = None) -> Path:
     """Draw what `plan` lacks; a killed run continues. Returns the sample set.
+
+    Args:
+        draw: runs a sample step; default: in this process.
 
     Raises:
         UserError: nothing can be scored; and as `pixart sample`.
@@ -152,7 +156,7 @@ def draw_planned(plan: CompBenchPlan, progress: Progress) -> Path:
     from pixart_core.sampling.sample import run_sampling
 
     _write_prompts(Path(str(plan.step.prompts_file)), plan.prompts)
-    run_sampling(plan.step, plan.samples, progress)
+    (draw or run_sampling)(plan.step, plan.samples, progress)
     return plan.samples
 
 
