@@ -9,6 +9,7 @@ from PIL import Image
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.recipe.sample import SampleStep
 from pixart_core.sampling.denoise import denoise, initial_noise, noise_generators
+from pixart_core.sampling.memory import enough_memory
 from pixart_core.sampling.model import SamplingModel
 from pixart_core.sampling.schedulers import STOCHASTIC
 
@@ -40,7 +41,11 @@ def draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) ->
     shape = (model.transformer.config.in_channels, first.height // factor, first.width // factor)
     prompts, unconditional = model.encoded([record.prompt for record in records], first.negative_prompt or "")
     seeds = [record.seed for record in records]
-    with model.memory.phase("denoising"):
+    what = f"{len(records)} images of {first.height}x{first.width} px"
+    with (
+        model.memory.phase("denoising"),
+        enough_memory(f"denoising {what}", "lower batch_size, or dtype=bf16"),
+    ):
         latents = denoise(
             model,
             initial_noise(seeds, shape),
@@ -52,6 +57,6 @@ def draw(model: SamplingModel, step: SampleStep, records: list[SampleRecord]) ->
             guidance_interval=step.guidance_interval,
             generators=noise_generators(seeds, shape) if step.scheduler in STOCHASTIC else None,
         )
-    with model.memory.phase("decoding"):
+    with model.memory.phase("decoding"), enough_memory(f"decoding {what}", "set vae_tiling=true"):
         pixels = ((model.decode(latents) + 1) * 127.5).round().byte()
     return [Image.fromarray(np.asarray(p)) for p in pixels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -15,12 +15,13 @@ from pixart_core.errors import UserError
 from pixart_core.models.files import empty_model, load_weights
 from pixart_core.progress import Progress, Silent
 from pixart_core.recipe.sample import SampleStep
-from pixart_core.sampling.memory import MemoryWatch
+from pixart_core.sampling.memory import MemoryWatch, enough_memory
 from pixart_core.sampling.model import SamplingModel, load_model
 from pixart_core.sampling.outline import ModelOutline
 from pixart_core.sampling.prompt_tokens import encode_prompts, texts_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+REMEDY = "set offload=sequential (slower, same pictures), text_encoder_quantization=8bit or dtype=bf16"
 Batches = Sequence[Sequence[SampleRecord]]
 
 
@@ -49,7 +50,7 @@ def prepare_model(
     dtype = DTYPES[step.dtype]
     learned = outline.learned_uncond is not None
     memory = MemoryWatch(device)
-    with memory.phase("text_encoder"):
+    with memory.phase("text_encoder"), enough_memory("in the text encoder", REMEDY):
         tokens = encode_prompts(
             texts_of(batches, empty_is_learned=learned),
             texts_of(mine, empty_is_learned=learned),

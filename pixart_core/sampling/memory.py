@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from pixart_core.errors import PixartError
+from pixart_core.training.out_of_memory import is_out_of_memory
+
 SAMPLE_SECONDS = 0.02
 _STATUS = Path("/proc/self/status")
 _FIELDS = re.compile(r"^(VmRSS|RssFile):\s+(\d+) kB", re.MULTILINE)
@@ -78,6 +81,21 @@ class MemoryWatch:
             f"{name.replace('_', ' ')} {_gigabytes(peak)}" for name, peak in self.peaks.items() if _told(peak)
         ]
         return f"memory, at most: {', '.join(parts)}" if parts else None
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+    """Say of memory that could not be had what it was for and what helps.
+
+    Raises:
+        PixartError: it could not be had.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PixartError(f"out of memory {what}: {remedy}") from error
 
 
 def _sample(peak: Peak, ended: threading.Event) -> None:
