@@ -33,18 +33,16 @@ class Launchable:
 
     Attributes:
         options: its step.
-        kept: what is there after one of them failed.
         interrupted: when Ctrl-C ends it at once; empty if always.
     """
 
     options: type[TrainStep] | type[SampleStep]
-    kept: str
     interrupted: str = ""
 
 
 COMMANDS = {
-    "train": Launchable(TrainStep, "states are kept", "before the first step"),
-    "sample": Launchable(SampleStep, "images are kept"),
+    "train": Launchable(TrainStep, "before the first step"),
+    "sample": Launchable(SampleStep),
 }
 
 
@@ -190,8 +188,8 @@ def _failure(
         name = signal.Signals(-codes[first]).name
         guess = " (out of memory?)" if name == "SIGKILL" else ""
         return PixartError(
-            f"rank {first} of {len(codes)} was ended by {name}{guess}, so all ended; {command.kept}: run the "
-            "same command to continue"
+            f"rank {first} of {len(codes)} was ended by {name}{guess}, so all ended; work so far is kept: "
+            "run the same command to continue"
         )
     if told is None:
         failed = next(rank for rank, code in enumerate(codes) if code)

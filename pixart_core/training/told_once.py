@@ -145,7 +145,7 @@ def lost_line(ranks: list[int], count: int) -> str:
     which = f"rank {names} of {count} is" if len(ranks) == 1 else f"ranks {names} of {count} are"
     return (
         f"{which} gone without a word (killed, out of memory, or the machine is down), so all ended; "
-        "states are kept: run the same command to continue"
+        "work so far is kept: run the same command to continue"
     )
 
 
@@ -171,7 +171,7 @@ def _reason(endings: dict[int, Ending], count: int) -> BaseException:
         if ending.kind == "mistake":
             return UserError(told)
         if ending.kind == "bug":
-            return PixartError(f"{told} (its traceback is above); states are kept")
+            return PixartError(f"{told} (its traceback is above); work so far is kept")
         if ending.kind == "interrupt":
             return KeyboardInterrupt(f"in rank {rank} of {count}")
         if ending.kind != "lost":
