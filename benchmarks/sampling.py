@@ -1,13 +1,13 @@
 """Sampling with guidance on random weights, beside diffusers' `PixArtAlphaPipeline`, interleaved.
 
-    OMP_NUM_THREADS=1 python benchmarks/sampling.py --dtype fp32 --json benchmarks/results/sampling_fp32.json
-    OMP_NUM_THREADS=1 python benchmarks/sampling.py --part image --layers 14 --json FILE
+    OMP_NUM_THREADS=1 python benchmarks/sampling.py --json benchmarks/results/sampling_step_fp32.json
+    OMP_NUM_THREADS=1 python benchmarks/sampling.py --part image --json FILE
 
 A step is one pass of XL/2 over the prompt and the empty caption. An image is 20 steps of DPM-Solver++ and the
-decoding by a VAE of Stable Diffusion's size; the prompt's tokens are given. Both work on the same
-weights, noise and tokens; how far their outputs are apart stands beside the times. Times are processor seconds
-of one thread (CUDA events on a GPU), medians of the rounds; ratios are medians of the ratios within a round.
-Ours is measured twice as a control: a run whose control leaves 0.97 to 1.03 says nothing.
+decoding by a VAE of Stable Diffusion's size; the prompt's tokens are given. Both work on the same weights,
+noise and tokens; how far their outputs are apart stands beside the times. Times are processor seconds of one
+thread (CUDA events on a GPU), medians of the rounds; ratios are medians of the ratios within a round. Ours is
+measured twice as a control: a run whose control leaves 0.97 to 1.03 says nothing.
 """
 
 import argparse
@@ -227,16 +227,12 @@ def padded(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 def random_vae(device: torch.device) -> AutoencoderKL:
     """Of Stable Diffusion's size."""
-    kinds: dict[str, Any] = {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-    }
     vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
         latent_channels=4,
-        norm_num_groups=32,
-        **kinds,
     )
     return vae.eval().requires_grad_(False).to(device)
 
