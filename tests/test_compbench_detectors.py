@@ -162,6 +162,12 @@ def test_grounding_dino_finds_the_boxes_that_transformers_finds(grounding_dino: 
     np.testing.assert_allclose([box.xyxy for box in found], in_frame(everything["boxes"][order]), atol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["owlv2", "grounding-dino"])
+def test_nothing_is_found_of_prompts_that_name_no_object(request: pytest.FixtureRequest, kind: str) -> None:
+    model = request.getfixturevalue(kind.replace("-", "_"))
+    assert load_detector(kind, str(model), 0.0, CPU).detect(IMAGE, []) == []  # type: ignore[arg-type]
+
+
 def test_a_label_of_several_tokens_scores_as_its_best_one(grounding_dino: Path) -> None:
     detector = load_detector("grounding-dino", str(grounding_dino), 0.0, CPU)
     scores, _ = detector.find(IMAGE, ["hot dogs", "cat"])

@@ -29,7 +29,6 @@ from pixart_core.evaluation.compbench.layout import (
 )
 from pixart_core.evaluation.compbench.prompts import Prompt, read_prompts
 from pixart_core.evaluation.compbench.score import score_compbench as score_all
-from pixart_core.evaluation.compbench.score import share_compbench
 from pixart_core.evaluation.compbench.summary import interval, others
 from pixart_core.evaluation.sample_set import SampleSet, read_sample_set
 from pixart_core.launch import Processes
@@ -309,16 +308,18 @@ def test_two_processes_fill_the_caches_for_the_same_result(
     folder: Path, samples: SampleSet, result: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Processes, "wait", lambda self: None)
-    for rank in (1, 0):
-        share_compbench(
-            samples, options(folder), tmp_path, Processes(rank, 2), device=torch.device("cpu"), batch_size=3
-        )
+    given = (samples, options(folder), tmp_path, Silent())
+    # As the first process fills its share before it waits, and all of it is known after the wait.
+    assert score_compbench(*given, processes=Processes(1, 2)) is None
+    second = list(tmp_path.glob("blip*/*.jsonl"))
+    assert score_compbench(*given, processes=Processes(0, 2)) == result
+    assert len(list(tmp_path.glob("blip*/*.jsonl"))) == 2 == len(second) + 1
 
     def answers(*_: object) -> None:
         raise AssertionError("asked again")
 
     monkeypatch.setattr(BlipVqa, "answers", answers)
-    assert score_compbench(samples, options(folder), tmp_path, Silent()) == result
+    assert score_compbench(*given) == result
 
 
 def test_a_limited_set_finds_its_images_under_their_official_names(

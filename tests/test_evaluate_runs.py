@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def test_every_result_stands_under_its_protocol_and_pairs_are_compared(
 def test_compbench_has_its_tables_galleries_pairs_and_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
 ) -> None:
-    def scored(samples: Any, *_: Any, **__: Any) -> dict[str, Any]:
+    def result_of(samples: Any) -> dict[str, Any]:
         good = samples.name == "new"
         prompts = [
             {
@@ -185,7 +186,10 @@ def test_compbench_has_its_tables_galleries_pairs_and_what_is_missing(
         missing = {"part": "UniDet", "categories": ["spatial"], "size": "1 GB", "fix": "Give detections."}
         return {"categories": {"color": result}, "missing": [missing]}
 
-    monkeypatch.setattr(front, "score_compbench", scored)
+    def opened(samples: Any, *_: Any, **__: Any) -> Any:
+        return types.SimpleNamespace(askers=[], result=lambda: result_of(samples))
+
+    monkeypatch.setattr(front, "open_compbench", opened)
     result, files = run(step(given, bench=("compbench",)), tmp_path / "report")
     assert "prompts" not in result["metrics"]["new"]["compbench"]["categories"]["color"]
     report = json.loads(files["report.json"])

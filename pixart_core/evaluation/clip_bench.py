@@ -1,13 +1,12 @@
 """`bench: clip`: the CLIP score of every sample set, its null, and which prompts do worst and best."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pixart_core.evaluation.caches import Caches
 from pixart_core.evaluation.clip_score import ClipScorer, clip_scores, text_embeddings
-from pixart_core.evaluation.feature_cache import FeatureCache
 from pixart_core.evaluation.outcome import Outcome
 from pixart_core.evaluation.sample_set import SampleSet
 from pixart_core.recipe.evaluate import EvaluateStep
@@ -19,17 +18,16 @@ def clip_results(
     sets: Sequence[SampleSet],
     digests: Mapping[str, Sequence[str]],
     scorer: ClipScorer,
-    images: FeatureCache,
-    root: Path,
+    caches: Caches,
 ) -> None:
     """Enter the CLIP scores of all sets into `outcome`.
 
     Args:
-        digests: of the samples of each set, whose embeddings are in `images`.
-        root: of the caches; embeddings of prompts go there too.
+        digests: of the samples of each set, whose embeddings are in `caches`.
     """
     protocol = scorer.images.protocol
-    texts = FeatureCache(root, f"{scorer.images.id}-texts", scorer.images.dimensions)
+    images = caches.features(scorer.images.id, scorer.images.dimensions)
+    texts = caches.features(f"{scorer.images.id}-texts", scorer.images.dimensions)
     for samples in sets:
         embeddings = text_embeddings(scorer, texts, samples.prompts, step.batch_size)
         different = list(embeddings)

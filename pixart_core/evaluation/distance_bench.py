@@ -15,7 +15,7 @@ from pixart_core.evaluation.extractors import Extractor
 from pixart_core.evaluation.frechet import Distance, Gaussian
 from pixart_core.evaluation.networks import Networks
 from pixart_core.evaluation.outcome import Outcome
-from pixart_core.evaluation.pictures import Work, look
+from pixart_core.evaluation.pictures import Features, look
 from pixart_core.evaluation.reference import (
     RealImages,
     is_statistics,
@@ -57,7 +57,7 @@ def distance_results(
     step: EvaluateStep,
     sets: Sequence[SampleSet],
     digests: Mapping[str, Sequence[str]],
-    asked: Mapping[str, Work],
+    asked: Mapping[str, Features],
     reference: RealImages | Statistics,
     output: Path,
     progress: Progress,
@@ -77,7 +77,7 @@ def distance_results(
             _against_statistics(outcome, step, sets, digests, asked, reference)
         return
     real = reference
-    needed = list({extractor.id: (extractor, cache) for extractor, cache in asked.values()}.values())
+    needed = list({features.extractor.id: features for features in asked.values()}.values())
     compared = look(real.pictures, needed, step.batch_size, progress, processes)
     others = _others(real, sets, needed, step, progress, processes)
     if not processes.first:
@@ -90,7 +90,8 @@ def distance_results(
         for samples in sets
     ]
     distances: dict[str, Mapping[str, Distance]] = {}
-    for bench, (extractor, cache) in asked.items():
+    for bench, features in asked.items():
+        extractor, cache = features.extractor, features.cache
         progress.say(f"{extractor.protocol}: {len(compared)} reference images")
         if bench == "cmmd":
             results, distances[extractor.protocol] = kernel_results(
@@ -122,12 +123,13 @@ def _against_statistics(
     step: EvaluateStep,
     sets: Sequence[SampleSet],
     digests: Mapping[str, Sequence[str]],
-    asked: Mapping[str, Work],
+    asked: Mapping[str, Features],
     statistics: Statistics,
 ) -> None:
     entries = [Compared(samples.name, digests[samples.name], samples.prompts) for samples in sets]
     distances: dict[str, Mapping[str, Distance]] = {}
-    for bench, (extractor, cache) in asked.items():
+    for bench, features in asked.items():
+        extractor, cache = features.extractor, features.cache
         results, distances[extractor.protocol] = frechet_results(entries, extractor, cache, statistics[bench])
         outcome.add(results, extractor.protocol)
         outcome.reference = {"statistics": Path(str(step.reference)).name, "images": statistics[bench].count}
@@ -137,7 +139,7 @@ def _against_statistics(
 def _others(
     real: RealImages,
     sets: Sequence[SampleSet],
-    works: Sequence[Work],
+    onlookers: Sequence[Features],
     step: EvaluateStep,
     progress: Progress,
     processes: Processes,
@@ -145,4 +147,4 @@ def _others(
     """Digests of real images of other captions, as many as the largest set that there are enough for has."""
     fitting = [len(s.samples) for s in sets if len(s.samples) <= len(real.others)]
     pictures = real.as_many(max(fitting)) if fitting else None
-    return [] if pictures is None else look(pictures, works, step.batch_size, progress, processes)
+    return [] if pictures is None else look(pictures, onlookers, step.batch_size, progress, processes)

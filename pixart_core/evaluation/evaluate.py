@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from pixart_core.artifacts.card import card_for
 from pixart_core.encoders.device import choose_device
+from pixart_core.evaluation.caches import Caches
 from pixart_core.evaluation.clip_bench import clip_results
 from pixart_core.evaluation.compbench.layout import read_any_samples
-from pixart_core.evaluation.compbench.score import score_compbench, share_compbench
+from pixart_core.evaluation.compbench.parts import Parts
+from pixart_core.evaluation.compbench.score import Scoring, open_compbench
 from pixart_core.evaluation.distance_bench import distance_results, open_reference
-from pixart_core.evaluation.feature_cache import FeatureCache
-from pixart_core.evaluation.networks import load_networks
+from pixart_core.evaluation.networks import Networks, load_networks
 from pixart_core.evaluation.outcome import Outcome
 from pixart_core.evaluation.paired import pair_pictures
-from pixart_core.evaluation.pictures import Work, look, sampled_pictures
+from pixart_core.evaluation.pictures import Features, Onlooker, look, sampled_pictures
 from pixart_core.evaluation.report import write_report
 from pixart_core.evaluation.report_data import build_report
 from pixart_core.evaluation.sample_set import SampleSet, read_training_run, true_scenes
@@ -55,38 +57,58 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
             true_scenes(samples)  # refuses prompts without ground truth before the long work
     device = choose_device(step.device, processes.local_rank)
     networks = load_networks(step, device)
-    root = cache_folder(step, output)
-    works: dict[str, Work] = {
-        extractor.id: (extractor, FeatureCache(root, extractor.id, extractor.dimensions))
+    caches = Caches(cache_folder(step, output))
+    scorings = _open_compbench(step, sets, networks, device, caches, progress, processes)
+    features = {
+        extractor.id: Features(extractor, caches.features(extractor.id, extractor.dimensions))
         for extractor in networks.extractors
     }
 
     outcome = Outcome({samples.name: {} for samples in sets})
-    reference = open_reference(step, networks, root, progress, processes) if networks.distances else None
-    digests, found = _look(step, sets, works, progress, processes)
+    reference = None
     if networks.distances:
-        assert reference is not None
-        asked = {bench: works[extractor.id] for bench, extractor in networks.distances.items()}
+        reference = open_reference(step, networks, caches.root, progress, processes)
+    digests, found = _look(step, sets, list(features.values()), scorings, progress, processes)
+    if reference is not None:
+        asked = {bench: features[extractor.id] for bench, extractor in networks.distances.items()}
         distance_results(outcome, step, sets, digests, asked, reference, output, progress, processes)
-    compbench: dict[str, Any] = {"device": device, "batch_size": step.batch_size, "seed": step.seed}
-    if "compbench" in step.bench and processes.count > 1:
-        for samples in sets:
-            share_compbench(samples, step.compbench, root, processes, **compbench)
     if not processes.first:
         processes.wait()
         return {"output": str(output)}
     if "shapes" in step.bench:
         shapes_results(outcome, step, sets, found)
     if networks.clip:
-        clip_results(outcome, step, sets, digests, networks.clip, works[networks.clip.images.id][1], root)
-    if "compbench" in step.bench:
-        for samples in sets:
-            scored = score_compbench(samples, step.compbench, root, progress, **compbench)
-            outcome.add_compbench(samples, scored)
+        clip_results(outcome, step, sets, digests, networks.clip, caches)
+    for samples in sets:
+        if samples.name in scorings:
+            outcome.add_compbench(samples, scorings[samples.name].result())
     pair_pictures(outcome, step, sets)
     result = _report(outcome, step, sets, runs, output)
     processes.wait()
     return result
+
+
+def _open_compbench(
+    step: EvaluateStep,
+    sets: Sequence[SampleSet],
+    networks: Networks,
+    device: torch.device,
+    caches: Caches,
+    progress: Progress,
+    processes: Processes,
+) -> dict[str, Scoring]:
+    """T2I-CompBench for each set, before the long work; the models are loaded once for all of them."""
+    if "compbench" not in step.bench:
+        return {}
+    options = step.compbench
+    clip = networks.clip if options.clip == str(step.clip_model) else None
+    parts = Parts(options, options.categories, device, step.batch_size, clip)
+    return {
+        samples.name: open_compbench(
+            samples, options, parts, caches, progress, seed=step.seed, first=processes.first
+        )
+        for samples in sets
+    }
 
 
 def cache_folder(step: EvaluateStep, output: Path) -> Path:
@@ -100,7 +122,8 @@ def cache_folder(step: EvaluateStep, output: Path) -> Path:
 def _look(
     step: EvaluateStep,
     sets: Sequence[SampleSet],
-    works: Mapping[str, Work],
+    features: Sequence[Features],
+    scorings: Mapping[str, Scoring],
     progress: Progress,
     processes: Processes,
 ) -> tuple[dict[str, list[str]], dict[str, list[Detection]]]:
@@ -114,9 +137,11 @@ def _look(
             scenes.append(detect_scene(np.asarray(picture)))
 
         visit = detect if "shapes" in step.bench else None
-        if works or visit:
+        scoring = scorings.get(samples.name)
+        onlookers: list[Onlooker] = [*features, *(scoring.askers if scoring else [])]
+        if onlookers or visit:
             digests[samples.name] = look(
-                sampled_pictures(samples), list(works.values()), step.batch_size, progress, processes, visit
+                sampled_pictures(samples), onlookers, step.batch_size, progress, processes, visit
             )
     return digests, found
 

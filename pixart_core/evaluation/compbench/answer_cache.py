@@ -36,11 +36,15 @@ class AnswerCache:
         self._own: Path | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-                for digest, question, answer in _whole_rows(path.read_bytes()):
-                    self._answers.setdefault((digest, question), answer)
+            self.refresh()
         except OSError as error:
             raise UserError(f"cache {self.folder} cannot be used ({error.strerror or error})") from error
+
+    def refresh(self) -> None:
+        """See what other processes have appended since."""
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            for digest, question, answer in _whole_rows(path.read_bytes()):
+                self._answers.setdefault((digest, question), answer)
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._answers

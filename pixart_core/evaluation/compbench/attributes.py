@@ -1,14 +1,15 @@
 """Attribute binding (color, shape, texture): the answers of BLIP-VQA about every image, cached."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import Executor
 
-from pixart_core.evaluation.compbench.answer_cache import AnswerCache
+from pixart_core.evaluation.caches import Caches
 from pixart_core.evaluation.compbench.blip import BlipVqa, product, question_of
 from pixart_core.evaluation.compbench.language import Reader
 from pixart_core.evaluation.compbench.prompts import Prompt
 from pixart_core.evaluation.compbench.summary import Protocol
-from pixart_core.evaluation.compbench.work import Item, Score, Work
-from pixart_core.progress import Progress
+from pixart_core.evaluation.compbench.work import Asker, Item, Work
+from pixart_core.evaluation.pictures import Picture
 
 OFFICIAL_PHRASES = (8, 2)  # since December 2023, and before
 
@@ -19,57 +20,41 @@ def attribute_protocol(blip: BlipVqa, noun_phrases: int, reader: Reader) -> Prot
     return Protocol(name, blip.official and not reader.suffix and noun_phrases in OFFICIAL_PHRASES)
 
 
-def attribute_scores(
-    work: Work,
-    blip: BlipVqa,
-    reader: Reader,
-    noun_phrases: int,
-    cache: Path,
-    batch_size: int,
-    progress: Progress,
-) -> Score:
-    """Ask about every image what is not in the cache yet; then score from the answers.
+class AttributeAsker(Asker):
+    """Asks BLIP-VQA whether each noun phrase is there, of an image's own prompt and of the other one."""
 
-    Raises:
-        UserError: an image is gone or damaged.
-        PixartError: the disk is full; the answers of earlier batches are kept.
-    """
-    read = work.read_all(reader)
-    questions = {
-        prompt: tuple(question_of(phrase) for phrase in sentence.noun_phrases[:noun_phrases])
-        for prompt, sentence in read.items()
-    }
-    answers = AnswerCache(cache, f"{blip.name}-{blip.weights}")
-    digests: dict[int, str] = {}
-    task = f"BLIP-VQA {work.category}"
-    progress.start(task, len(work.items))
-    for batch in work.batches(batch_size):
-        asked = [
-            list(dict.fromkeys(text for prompt in item.prompts for text in questions[prompt]))
-            for item, _, _ in batch
-        ]
-        digests |= {item.index: digest for item, digest, _ in batch}
-        known = all(
-            (digest, text) in answers
-            for (_, digest, _), texts in zip(batch, asked, strict=True)
-            for text in texts
+    def __init__(self, work: Work, blip: BlipVqa, reader: Reader, noun_phrases: int, caches: Caches) -> None:
+        super().__init__(work)
+        self._blip = blip
+        self._questions = {
+            prompt: tuple(question_of(phrase) for phrase in sentence.noun_phrases[:noun_phrases])
+            for prompt, sentence in work.read_all(reader).items()
+        }
+        self._answers = caches.answers(f"{blip.name}-{blip.weights}")
+
+    def has_answers(self, item: Item, digest: str) -> bool:
+        return all((digest, text) in self._answers for text in self._asked(item))
+
+    def ask(self, batch: Sequence[tuple[Item, Picture]], threads: Executor) -> None:
+        asked = [self._asked(item) for item, _ in batch]
+        found = self._blip.answers([picture.image for _, picture in batch], asked)
+        self._answers.append(
+            [
+                (picture.digest, text, answer)
+                for (_, picture), texts, values in zip(batch, asked, found, strict=True)
+                for text, answer in zip(texts, values, strict=True)
+            ]
         )
-        if not known:
-            pictures = [work.decode(item, data) for item, _, data in batch]
-            found = blip.answers(pictures, asked)
-            answers.append(
-                [
-                    (digest, text, answer)
-                    for (_, digest, _), texts, values in zip(batch, asked, found, strict=True)
-                    for text, answer in zip(texts, values, strict=True)
-                ]
-            )
-        progress.advance(task, len(batch))
-    progress.finish(task)
 
-    def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
-        values = [float(answers.answer(digests[item.index], text)) for text in questions[prompt]]
-        reasons = [f"{text} {value:.2f}" for text, value in zip(questions[prompt], values, strict=True)]
+    def refresh(self) -> None:
+        self._answers.refresh()
+
+    def score(self, item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
+        """See `work.Score`."""
+        questions, digest = self._questions[prompt], self.digest_of(item)
+        values = [float(self._answers.answer(digest, text)) for text in questions]
+        reasons = [f"{text} {value:.2f}" for text, value in zip(questions, values, strict=True)]
         return product(values), tuple(reasons) or ("no question could be asked",)
 
-    return score
+    def _asked(self, item: Item) -> list[str]:
+        return list(dict.fromkeys(text for prompt in item.prompts for text in self._questions[prompt]))

@@ -46,7 +46,9 @@ class Detector:
     find: Find
 
     def detect(self, image: Image.Image, labels: Sequence[str]) -> list[Box]:
-        """Boxes in the image's frame, highest score first, each with its best label."""
+        """Boxes in the image's frame, highest score first, each with its best label; none without labels."""
+        if not labels:
+            return []
         scores, places = self.find(image, labels)
         best, which = scores.float().cpu().max(dim=1)
         width, height = frame_of(*image.size)

@@ -1,14 +1,21 @@
 """Scores from boxes: the categories spatial, 3d_spatial and numeracy, and the places of complex."""
 
-import dataclasses
+import functools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from pixart_core.artifacts.card import fingerprint
-from pixart_core.evaluation.compbench.answer_cache import AnswerCache
+from pixart_core.evaluation.caches import Caches
+from pixart_core.evaluation.compbench.box_askers import (
+    BoxAsker,
+    DepthAsker,
+    DumpedBoxes,
+    StoredDepths,
+    boxes_of,
+    pixels_of,
+)
 from pixart_core.evaluation.compbench.boxes import Box
-from pixart_core.evaluation.compbench.depth import DepthModel, find_depth, mean_depth, read_depth
+from pixart_core.evaluation.compbench.depth import DepthModel, find_depth
 from pixart_core.evaluation.compbench.detections import Detections
 from pixart_core.evaluation.compbench.detectors import Detector
 from pixart_core.evaluation.compbench.language import Reader
@@ -29,23 +36,7 @@ from pixart_core.evaluation.compbench.spatial import (
     plane_score,
 )
 from pixart_core.evaluation.compbench.summary import Protocol
-from pixart_core.evaluation.compbench.work import Item, Score, Work
-from pixart_core.progress import Progress
-
-BoxesOf = Callable[[Item], Sequence[Box]]
-Ceiling = Callable[[Prompt], float]
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectScores:
-    """Scores of a category.
-
-    Attributes:
-        ceiling: best score of a prompt; None if it is not known which labels the detector has.
-    """
-
-    score: Score
-    ceiling: Ceiling | None
+from pixart_core.evaluation.compbench.work import Asker, Item, Work
 
 
 def object_protocol(source: Detections | Detector, kind: str, suffix: str) -> Protocol:
@@ -60,73 +51,91 @@ def object_protocol(source: Detections | Detector, kind: str, suffix: str) -> Pr
     return Protocol(f"compbench/{name}-{kind}{suffix}@1", official and not suffix)
 
 
-def plane_scores(work: Work, boxes: BoxesOf, relations: Mapping[Prompt, Relation]) -> Score:
-    """Scores of the 2D rules."""
+class PlaneScores:
+    """The category spatial; or, of complex, the third that says where things are."""
 
-    def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
-        relation, found = relations[prompt], boxes(item)
+    def __init__(self, work: Work, reader: Reader, source: Detections | Detector, caches: Caches) -> None:
+        complex_prompts = work.category == "complex"
+        self._relations = {
+            prompt: plane_relation(prompt.text, reader.read(prompt.text), complex_prompt=complex_prompts)
+            for prompt in work.prompts
+        }
+        labels = _objects(self._relations.values())
+        self._boxes = boxes_of(work, source, labels, caches)
+        self.askers = _askers(self._boxes)
+        self._vocabulary = vocabulary(source, labels)
+
+    def score(self, item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
+        """See `work.Score`."""
+        relation, found = self._relations[prompt], self._boxes.of(item)
         return plane_score(relation, found), _reasons(relation, found)
 
-    return score
+    def ceiling(self, prompt: Prompt) -> float | None:
+        """Best score of a prompt; None if it is not known which labels the detector has."""
+        known = self._vocabulary
+        return None if known is None else plane_ceiling(self._relations[prompt], known)
 
 
-def spatial_scores(
-    work: Work, reader: Reader, source: Detections | Detector, cache: Path, progress: Progress
-) -> ObjectScores:
-    """The category spatial; or, of complex, the third that says where things are."""
-    complex_prompts = work.category == "complex"
-    relations = {
-        prompt: plane_relation(prompt.text, reader.read(prompt.text), complex_prompt=complex_prompts)
-        for prompt in work.prompts
-    }
-    labels = _objects(relations.values())
-    boxes = find_boxes(work, source, labels, cache, progress)
-    known = vocabulary(source, labels)
-    ceiling = None if known is None else (lambda prompt: plane_ceiling(relations[prompt], known))
-    return ObjectScores(plane_scores(work, boxes, relations), ceiling)
-
-
-def depth_scores(
-    work: Work,
-    reader: Reader,
-    source: Detections | Detector,
-    depth: DepthModel | Path,
-    cache: Path,
-    progress: Progress,
-) -> ObjectScores:
+class DepthScores:
     """The category 3d_spatial."""
-    relations = {prompt: depth_relation(prompt.text, reader.read(prompt.text)) for prompt in work.prompts}
-    labels = _objects(relations.values())
-    boxes = find_boxes(work, source, labels, cache, progress)
-    means = _mean_depths(work, boxes, relations, depth, cache, progress)
 
-    def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
-        relation, found = relations[prompt], boxes(item)
-        value = depth_score(relation, found, lambda box: means[item.index].get(_pixels(box), math.nan))
+    def __init__(
+        self,
+        work: Work,
+        reader: Reader,
+        source: Detections | Detector,
+        depth: DepthModel | Path,
+        caches: Caches,
+    ) -> None:
+        self._relations = {
+            prompt: depth_relation(prompt.text, reader.read(prompt.text)) for prompt in work.prompts
+        }
+        labels = _objects(self._relations.values())
+        self._boxes = boxes_of(work, source, labels, caches)
+        named = functools.partial(_named_boxes, self._boxes, self._relations)
+        self._depths: StoredDepths | DepthAsker
+        if isinstance(depth, Path):
+            self._depths = StoredDepths(depth, named)
+        else:
+            self._depths = DepthAsker(work, depth, named, caches)
+        # The depth of a box is asked for when the box is known.
+        self.askers = _askers(self._boxes) + _askers(self._depths)
+        self._vocabulary = vocabulary(source, labels)
+
+    def score(self, item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
+        """See `work.Score`."""
+        relation, found = self._relations[prompt], self._boxes.of(item)
+        means = self._depths.of(item)
+        value = depth_score(relation, found, lambda box: means.get(pixels_of(box), math.nan))
         return value, _reasons(relation, found)
 
-    known = vocabulary(source, labels)
-    ceiling = None if known is None else (lambda prompt: depth_ceiling(relations[prompt], known))
-    return ObjectScores(score, ceiling)
+    def ceiling(self, prompt: Prompt) -> float | None:
+        """As `PlaneScores.ceiling`."""
+        known = self._vocabulary
+        return None if known is None else depth_ceiling(self._relations[prompt], known)
 
 
-def numeracy_scores(
-    work: Work, source: Detections | Detector, cache: Path, progress: Progress
-) -> ObjectScores:
+class NumeracyScores:
     """The category numeracy."""
-    things = things_of([prompt.text for prompt in work.prompts])
-    counts = {prompt: counts_of(prompt.text, things) for prompt in work.prompts}
-    labels = sorted({label for wanted in counts.values() for label, _ in wanted})
-    boxes = find_boxes(work, source, labels, cache, progress)
 
-    def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
-        found = boxes(item)
-        wanted = ", ".join(f"{number} {label}" for label, number in counts[prompt])
-        return numeracy_score(counts[prompt], found), (f"wanted {wanted}", _seen(found))
+    def __init__(self, work: Work, source: Detections | Detector, caches: Caches) -> None:
+        things = things_of([prompt.text for prompt in work.prompts])
+        self._counts = {prompt: counts_of(prompt.text, things) for prompt in work.prompts}
+        labels = sorted({label for wanted in self._counts.values() for label, _ in wanted})
+        self._boxes = boxes_of(work, source, labels, caches)
+        self.askers = _askers(self._boxes)
+        self._vocabulary = vocabulary(source, labels)
 
-    known = vocabulary(source, labels)
-    ceiling = None if known is None else (lambda prompt: numeracy_ceiling(counts[prompt], known))
-    return ObjectScores(score, ceiling)
+    def score(self, item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
+        """See `work.Score`."""
+        counts, found = self._counts[prompt], self._boxes.of(item)
+        wanted = ", ".join(f"{number} {label}" for label, number in counts)
+        return numeracy_score(counts, found), (f"wanted {wanted}", _seen(found))
+
+    def ceiling(self, prompt: Prompt) -> float | None:
+        """As `PlaneScores.ceiling`."""
+        known = self._vocabulary
+        return None if known is None else numeracy_ceiling(self._counts[prompt], known)
 
 
 def check_dumps(work: Work, source: Detections | Detector, depth: DepthModel | Path | None) -> None:
@@ -147,71 +156,15 @@ def vocabulary(source: Detections | Detector, labels: Sequence[str]) -> Collecti
     return source.vocabulary if isinstance(source, Detections) else frozenset(labels)
 
 
-def find_boxes(
-    work: Work, source: Detections | Detector, labels: Sequence[str], cache: Path, progress: Progress
-) -> BoxesOf:
-    """The boxes of every image: from the dump, or from the detector and its cache.
-
-    Raises:
-        UserError: the dump lacks an image; an image is gone or damaged.
-        PixartError: the disk is full; the boxes of earlier images are kept.
-    """
-    if isinstance(source, Detections):
-        found: dict[int, Sequence[Box]] = {item.index: source.of(item.names) for item in work.items}
-        return lambda item: found[item.index]
-    detector: Detector = source
-    answers = AnswerCache(cache, f"{detector.name}-{detector.weights}")
-    question = fingerprint(list(labels))
-    boxes: dict[int, Sequence[Box]] = {}
-    task = f"detect {work.category}"
-    progress.start(task, len(work.items))
-    for batch in work.batches(1):
-        for item, digest, data in batch:
-            if (digest, question) not in answers:
-                detected = detector.detect(work.decode(item, data), labels)
-                rows = [[box.label, box.score, box.xyxy] for box in detected]
-                answers.append([(digest, question, rows)])
-            boxes[item.index] = [
-                Box(label, score, tuple(sides)) for label, score, sides in answers.answer(digest, question)
-            ]
-        progress.advance(task, len(batch))
-    progress.finish(task)
-    return lambda item: boxes[item.index]
+def _askers(found: object) -> list[Asker]:
+    return [found] if isinstance(found, Asker) else []
 
 
-def _mean_depths(
-    work: Work,
-    boxes: BoxesOf,
-    relations: Mapping[Prompt, Relation],
-    depth: DepthModel | Path,
-    cache: Path,
-    progress: Progress,
-) -> dict[int, dict[str, float]]:
-    """{image: {pixels of a box: mean depth}} of the boxes that a rule may look at."""
-    answers = AnswerCache(cache, depth.key) if isinstance(depth, DepthModel) else None
-    means: dict[int, dict[str, float]] = {}
-    task = f"depth {work.category}"
-    progress.start(task, len(work.items))
-    for (item, digest, data), *_ in work.batches(1):
-        wanted = {_pixels(box): box for box in boxes(item) if _is_named(box, item, relations)}
-        if answers is None:
-            assert isinstance(depth, Path)
-            stored = read_depth(depth, item.names) if wanted else None
-            means[item.index] = {
-                key: mean_depth(stored, box) for key, box in wanted.items() if stored is not None
-            }
-        else:
-            if not all((digest, key) in answers for key in wanted):
-                assert isinstance(depth, DepthModel)
-                made = depth.estimate(work.decode(item, data))
-                answers.append(
-                    [(digest, key, _or_none(mean_depth(made, box))) for key, box in wanted.items()]
-                )
-            found = {key: answers.answer(digest, key) for key in wanted}
-            means[item.index] = {key: math.nan if mean is None else mean for key, mean in found.items()}
-        progress.advance(task)
-    progress.finish(task)
-    return means
+def _named_boxes(
+    boxes: DumpedBoxes | BoxAsker, relations: Mapping[Prompt, Relation], item: Item
+) -> list[Box]:
+    """The boxes of an image that the rule of one of its prompts may look at."""
+    return [box for box in boxes.of(item) if _is_named(box, item, relations)]
 
 
 def _is_named(box: Box, item: Item, relations: Mapping[Prompt, Relation]) -> bool:
@@ -225,14 +178,6 @@ def _objects(relations: Collection[Relation]) -> list[str]:
 
 def _things(relation: Relation) -> list[str]:
     return [thing for thing in (relation.first, relation.second) if thing is not None]
-
-
-def _pixels(box: Box) -> str:
-    return " ".join(str(int(side)) for side in box.xyxy)
-
-
-def _or_none(mean: float) -> float | None:
-    return None if math.isnan(mean) else mean
 
 
 def _reasons(relation: Relation, boxes: Sequence[Box]) -> tuple[str, ...]:

@@ -37,14 +37,22 @@ class Parts:
     """
 
     def __init__(
-        self, options: CompBenchOptions, categories: Collection[str], device: torch.device, batch_size: int
+        self,
+        options: CompBenchOptions,
+        categories: Collection[str],
+        device: torch.device,
+        batch_size: int,
+        clip: ClipScorer | None = None,
     ) -> None:
+        """Args: clip: the CLIP that `options` names, where another bench has loaded it."""
         self.missing: dict[str, Missing] = {}
         self.unnamed: set[str] = set()
         self.batch_size = batch_size
         self._options = options
         self._categories = categories
         self._device = device
+        if clip is not None:
+            self.clip = clip  # instead of the one that would be loaded
 
     @functools.cached_property
     def reader(self) -> Reader:

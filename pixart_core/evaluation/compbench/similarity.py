@@ -1,16 +1,19 @@
 """CLIPScore (non_spatial, and a third of complex): raw cosine of image and prompt."""
 
-import dataclasses
-from pathlib import Path
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Executor
 
+import numpy as np
+from jaxtyping import Float
+
+from pixart_core.evaluation.caches import Caches
 from pixart_core.evaluation.clip_score import ClipScorer, text_embeddings
 from pixart_core.evaluation.compbench.language import Reader
 from pixart_core.evaluation.compbench.prompts import Prompt
 from pixart_core.evaluation.compbench.summary import Protocol
-from pixart_core.evaluation.compbench.work import Item, Score, Work
-from pixart_core.evaluation.feature_cache import FeatureCache
-from pixart_core.evaluation.pictures import look, sampled_pictures
-from pixart_core.progress import Progress
+from pixart_core.evaluation.compbench.work import Asker, Item, Work
+from pixart_core.evaluation.pictures import Features, Picture
 
 
 def similarity_protocol(clip: ClipScorer) -> Protocol:
@@ -19,32 +22,42 @@ def similarity_protocol(clip: ClipScorer) -> Protocol:
     return Protocol(f"compbench/{name}@1", clip.images.standard)
 
 
-def similarity_scores(
-    work: Work, clip: ClipScorer, reader: Reader | None, cache: Path, batch_size: int, progress: Progress
-) -> Score:
-    """Embed the images and prompts that are not in the cache yet; then score from the embeddings.
+class SimilarityAsker(Asker):
+    """Embeds the images; the prompts, when the first score is asked for."""
 
-    Args:
-        reader: drops adjectives from the prompts (complex); None leaves prompts as they are.
+    def __init__(
+        self, work: Work, clip: ClipScorer, reader: Reader | None, batch_size: int, caches: Caches
+    ) -> None:
+        """
+        Args:
+            reader: drops adjectives from the prompts (complex); None leaves prompts as they are.
+        """
+        super().__init__(work)
+        self._clip, self._batch_size = clip, batch_size
+        self._texts = {prompt: prompt.text for item in work.items for prompt in item.prompts}
+        if reader is not None:
+            read = work.read_all(reader)
+            self._texts = {prompt: sentence.without_adjectives for prompt, sentence in read.items()}
+        images = caches.features(clip.images.id, clip.images.dimensions)
+        self._features = Features(clip.images, images)
+        self._captions = caches.features(f"{clip.images.id}-texts", clip.images.dimensions)
 
-    Raises:
-        UserError: an image is gone or damaged.
-        PixartError: the disk is full; what is cached is kept.
-    """
-    texts = {prompt: prompt.text for item in work.items for prompt in item.prompts}
-    if reader is not None:
-        texts = {prompt: sentence.without_adjectives for prompt, sentence in work.read_all(reader).items()}
-    subset = dataclasses.replace(
-        work.samples, name=f"CLIP {work.category}", samples=tuple(item.sample for item in work.items)
-    )
-    images = FeatureCache(cache, clip.images.id, clip.images.dimensions)
-    digests = look(sampled_pictures(subset), [(clip.images, images)], batch_size, progress)
-    captions = FeatureCache(cache, f"{clip.images.id}-texts", clip.images.dimensions)
-    embedded = text_embeddings(clip, captions, list(texts.values()), batch_size)
-    rows = dict(zip((item.index for item in work.items), images.gather(digests), strict=True))
+    def has_answers(self, item: Item, digest: str) -> bool:
+        return digest in self._features.cache
 
-    def score(item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
-        cosine = float(rows[item.index] @ embedded[texts[prompt]])
-        return cosine, (f"cosine with {texts[prompt]!r}: {cosine:.3f}",)
+    def ask(self, batch: Sequence[tuple[Item, Picture]], threads: Executor) -> None:
+        self._features.see([picture for _, picture in batch], threads)
 
-    return score
+    def refresh(self) -> None:
+        self._features.refresh()
+
+    def score(self, item: Item, prompt: Prompt) -> tuple[float, tuple[str, ...]]:
+        """See `work.Score`."""
+        text = self._texts[prompt]
+        (row,) = self._features.cache.gather([self.digest_of(item)])
+        cosine = float(row @ self._embedded[text])
+        return cosine, (f"cosine with {text!r}: {cosine:.3f}",)
+
+    @functools.cached_property
+    def _embedded(self) -> dict[str, Float[np.ndarray, " d"]]:
+        return text_embeddings(self._clip, self._captions, list(self._texts.values()), self._batch_size)

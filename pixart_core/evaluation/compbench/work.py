@@ -1,19 +1,18 @@
 """What all scorers of a category work on: its images, each with its own prompt and another one."""
 
+import abc
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
-from PIL import Image
-
-from pixart_core.artifacts.image_records import content_digest
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.evaluation.compbench.language import Reader, Sentence
 from pixart_core.evaluation.compbench.layout import SAMPLES, PromptImages
 from pixart_core.evaluation.compbench.prompts import Prompt, prompt_key
 from pixart_core.evaluation.compbench.summary import Scored, others
+from pixart_core.evaluation.pictures import Picture
 from pixart_core.evaluation.sample_set import SampleSet
-from pixart_core.launch import Processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +20,12 @@ class Item:
     """One image of a category.
 
     Attributes:
-        index: its number in `Work.items`.
+        number: of the image in its sample set.
         official_index: its number in the category's official folder, whose images are all of the set's.
         other: the prompt of the null; None where there is only one prompt.
     """
 
-    index: int
+    number: int
     official_index: int
     sample: SampleRecord
     prompt: Prompt
@@ -80,28 +79,12 @@ class Work:
             for entry, other in zip(images, null, strict=True)
             for sample in entry.samples
         ]
+        number = {sample.file: place for place, sample in enumerate(samples.samples)}
         items = tuple(
-            Item(index, official[sample.file], sample, prompt, other)
-            for index, (sample, prompt, other) in enumerate(pairs)
+            Item(number[sample.file], official[sample.file], sample, prompt, other)
+            for sample, prompt, other in pairs
         )
         return cls(samples, prompts[0].category, tuple(images), tuple(prompts), items)
-
-    def batches(self, size: int) -> Iterator[list[tuple[Item, str, bytes]]]:
-        """(item, digest, encoded image), always in the same batches: the last bit of an answer may depend
-        on what is computed beside it."""
-        for start in range(0, len(self.items), size):
-            encoded = [(item, self.samples.read(item.sample)) for item in self.items[start : start + size]]
-            yield [(item, content_digest(data), data) for item, data in encoded]
-
-    def shared(self, processes: Processes, size: int) -> "Work":
-        """Every count-th batch of `size` images: what one of several processes prepares the caches with."""
-        starts = processes.share(range(0, len(self.items), size))
-        items = [item for start in starts for item in self.items[start : start + size]]
-        return dataclasses.replace(self, items=tuple(items))
-
-    def decode(self, item: Item, data: bytes) -> Image.Image:
-        """The picture of an item, as RGB."""
-        return self.samples.decode(item.sample, data)
 
     def read_all(self, reader: Reader) -> dict[Prompt, Sentence]:
         """Every prompt of an image, read."""
@@ -117,6 +100,48 @@ class Work:
         """
         waiting = iter(scored)
         return [[next(waiting) for _ in entry.samples] for entry in self.images]
+
+
+class Asker(abc.ABC):
+    """Onlooker that asks a model about the images of a category, and keeps the answers."""
+
+    def __init__(self, work: Work) -> None:
+        self._items: dict[int, list[Item]] = {}
+        for item in work.items:
+            self._items.setdefault(item.number, []).append(item)
+        self._digests: dict[int, str] = {}
+
+    def wants(self, number: int) -> bool:
+        return number in self._items
+
+    def knows(self, number: int, digest: str) -> bool:
+        self._digests[number] = digest
+        return all(self.has_answers(item, digest) for item in self._items[number])
+
+    def see(self, pictures: Sequence[Picture], threads: Executor) -> None:
+        # All that came together, also what is known: the last bit of an answer may depend on what is
+        # computed beside it.
+        self.ask([(item, picture) for picture in pictures for item in self._items[picture.number]], threads)
+
+    def digest_of(self, item: Item) -> str:
+        """Of the item's file, which was looked at."""
+        return self._digests[item.number]
+
+    @abc.abstractmethod
+    def has_answers(self, item: Item, digest: str) -> bool:
+        """Whether all that will be asked of an image is in the cache."""
+
+    @abc.abstractmethod
+    def ask(self, batch: Sequence[tuple[Item, Picture]], threads: Executor) -> None:
+        """Ask, and append to the cache.
+
+        Raises:
+            PixartError: the disk is full; what is cached is kept.
+        """
+
+    @abc.abstractmethod
+    def refresh(self) -> None:
+        """Learn the answers that other processes have got."""
 
 
 Score = Callable[[Item, Prompt], tuple[float, tuple[str, ...]]]
