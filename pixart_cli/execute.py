@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pixart_cli.console import RichProgress, show, stdout_to_stderr
+from pixart_cli.console import RichProgress, is_first_process, show, stdout_to_stderr
 from pixart_cli.outputs import check_output, default_output
 from pixart_cli.runners import RUNNERS
 from pixart_core.recipe.base import Strict
@@ -56,6 +56,7 @@ def output_of(command: str, step: Strict, output: Path | None, name: str) -> Pat
     """
     if output is None:
         output = default_output(command, name, step)
-        print(f"pixart: output goes to {output}", file=sys.stderr)
+        if is_first_process():
+            print(f"pixart: output goes to {output}", file=sys.stderr)
     check_output(command, output, step)
     return output

@@ -15,8 +15,6 @@ from pixart_core.sampling.outline import ModelOutline
 from pixart_core.sampling.plan import SamplingPlan
 from pixart_core.sampling.schedulers import build_scheduler, inside_interval
 
-# Of a PNG, besides pixels that do not compress: a filter byte a row, headers and what it tells of itself.
-_PNG_ROW, _PNG_REST = 1, 4096
 ASSUMED = (
     "FLOPs: of the transformer alone, captions at full length; what is computed but once saves some",
     "disk: pictures that do not compress at all",
@@ -48,7 +46,6 @@ def forecast(plan: SamplingPlan, step: SampleStep, output: Path) -> dict[str, An
     def flops(records: Iterable[SampleRecord]) -> int:
         return sum(calls(record) * each[record.height, record.width] for record in records)
 
-    disk = sum(count * _png_bytes_at_most(*size) for size, count in sizes.items())
     return {
         "prompts": len({record.id for record in plan.records}),
         "images": len(plan.records),
@@ -60,7 +57,7 @@ def forecast(plan: SamplingPlan, step: SampleStep, output: Path) -> dict[str, An
         "model_calls": sum(map(calls, plan.records)),
         "flops": flops(plan.records),
         "flops_left": sum(flops(batch.records) for batch in todo),
-        "disk_bytes_at_most": disk,
+        "disk_bytes_at_most": sum(map(png_bytes_at_most, plan.records)),
         "notes": list(plan.notes),
         "assumed": list(ASSUMED),
     }
@@ -91,5 +88,8 @@ def flops_per_call(outline: ModelOutline, height: int, width: int) -> int:
     )
 
 
-def _png_bytes_at_most(height: int, width: int) -> int:
-    return height * (3 * width + _PNG_ROW) + _PNG_REST
+def png_bytes_at_most(record: SampleRecord) -> int:
+    """Of an image whose pixels do not compress at all: deflate and PNG then add less than a thousandth."""
+    pixels = record.height * (3 * record.width + 1)  # a row begins with its filter
+    text = 4 * (len(record.prompt) + len(record.negative_prompt or ""))  # UTF-8
+    return pixels + pixels // 1000 + 2 * text + 4096
