@@ -106,10 +106,7 @@ def test_a_killed_run_continues_with_what_is_missing(pipeline, tmp_path) -> None
     whole, killed = (
         {f.name: f.read_bytes() for f in (tmp_path / n / "images").iterdir()} for n in ("whole", "killed")
     )
-    assert killed.keys() == whole.keys()
-    for name in whole:  # the missing one was drawn in a smaller batch
-        ours, theirs = (np.asarray(Image.open(tmp_path / n / "images" / name)) for n in ("killed", "whole"))
-        assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert killed == whole
     with pytest.raises(UserError, match="other options"):
         run_sampling(make_step(pipeline, guidance_scale=2.0), tmp_path / "killed", Silent())
 
