@@ -157,6 +157,19 @@ def test_in_bf16_the_error_is_that_of_the_plain_model() -> None:
     assert 1e-4 < fast < 1.5 * plain
 
 
+@pytest.mark.parametrize("length", [1, 9, 60])
+def test_under_autocast_it_runs_in_bf16_as_the_plain_model_does(length) -> None:
+    given = random_model(), TIMESTEPS, captions(1), captions(length)
+    plain = PlainTransformer(*given)
+    with torch.no_grad():
+        exact = plain(latents(2), 1, guided=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = PreparedTransformer(*given)(latents(2), 1, guided=True)
+            by_plain = plain(latents(2), 1, guided=True)
+    assert output.dtype == by_plain.dtype == torch.bfloat16
+    assert 1e-4 < worst(output, exact) < 1.5 * worst(by_plain, exact)
+
+
 def test_no_weight_is_changed_or_kept_twice() -> None:
     model = random_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
