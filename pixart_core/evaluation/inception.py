@@ -16,12 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart_core.errors import UserError
+from pixart_core.evaluation.published_weights import PublishedFile, cached_file, find_published
 
 FEATURES = 2048
 SIDE = 299  # pixels
 SHA256_PREFIX = "6726825d"  # of the published weights; pytorch-fid and torch-fidelity use the same
 FILE = f"pt_inception-2015-12-05-{SHA256_PREFIX}.pth"
-DOWNLOAD = f"{FILE} (91 MB) from the release fid_weights of github.com/mseitzer/pytorch-fid"
+PUBLISHED = PublishedFile(
+    names=(FILE, f"weights-inception-2015-12-05-{SHA256_PREFIX}.pth"),  # of pytorch-fid, of torch-fidelity
+    url=f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}",
+    sha256=SHA256_PREFIX,
+    size="91 MB",
+)
+DOWNLOAD = f"{PUBLISHED.url} ({PUBLISHED.size})"
 _CLASSES = 1008
 
 Kernel = int | tuple[int, int]
@@ -178,6 +185,30 @@ class FidInception(nn.Module):
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))  # (b, 768, 17, 17)
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (b, 2048, 8, 8)
         return x.mean((2, 3))
+
+
+def find_inception(source: str | None) -> Path:
+    """The file of the published weights, or of others.
+
+    Args:
+        source: as `find_published`; None takes what pytorch-fid or torch-fidelity have downloaded here.
+
+    Raises:
+        UserError: it is not here, and how to have it.
+    """
+    if source is None:
+        path = cached_file(PUBLISHED)
+        if path is None:
+            raise UserError(
+                f"bench fid needs weights: download {DOWNLOAD} and give inception=PATH, or give that address "
+                f"or a hub id as inception= to have them fetched"
+            )
+        return path
+    path = find_published(source, PUBLISHED, "inception")
+    if path is None and Path(source).expanduser().is_dir():
+        raise UserError(f"inception: {source} holds no {' or '.join(PUBLISHED.names)}")
+    # What is no file is refused where it is read.
+    return path or Path(source).expanduser()
 
 
 def load_inception(path: Path) -> tuple[FidInception, str]:

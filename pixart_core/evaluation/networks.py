@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from pixart_core.evaluation.extractors import (
     features_extractor,
     fid_extractor,
 )
-from pixart_core.evaluation.inception import DOWNLOAD
+from pixart_core.evaluation.inception import find_inception
 from pixart_core.evaluation.reference import is_statistics
 from pixart_core.recipe.evaluate import EvaluateStep
 
@@ -77,6 +76,5 @@ def load_networks(step: EvaluateStep, device: torch.device) -> Networks:
 
 
 def _fid(step: EvaluateStep, device: torch.device) -> Extractor:
-    if step.inception is None:
-        raise UserError(f"bench fid needs weights: download {DOWNLOAD} and give inception=PATH")
-    return fid_extractor(step.fid_protocol, Path(str(step.inception)).expanduser(), device)
+    source = None if step.inception is None else str(step.inception)
+    return fid_extractor(step.fid_protocol, find_inception(source), device)

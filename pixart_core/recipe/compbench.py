@@ -52,8 +52,10 @@ class CompBenchOptions(Strict):
     spacy_model: str = "en_core_web_sm"
     blip: str | None = Field(
         None,
-        description="BLIP-VQA: the official model_base_vqa_capfilt_large.pth (480 px, comparable), a "
-        "transformers folder, or a hub id such as Salesforce/blip-vqa-capfilt-large (384 px: another id).",
+        description="BLIP-VQA: the official model_base_vqa_capfilt_large.pth (480 px, comparable) by "
+        "path or address (https://...), a transformers folder, or a hub id such as "
+        "Salesforce/blip-vqa-capfilt-large (384 px: another id). Default: the official file, where BLIP's "
+        "own code has downloaded it.",
     )
     blip_tokenizer: str = Field(
         "google-bert/bert-base-uncased", description="Vocabulary that goes with an official .pth."

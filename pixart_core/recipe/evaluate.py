@@ -49,7 +49,9 @@ class EvaluateStep(Strict):
         "coco256-cleanfid", description="Resizing and scaling before Inception: numbers differ by tool."
     )
     inception: Source | None = Field(
-        None, description="With bench fid: pt_inception-2015-12-05-6726825d.pth (the TensorFlow port, 91 MB)."
+        None,
+        description="With bench fid: pt_inception-2015-12-05-6726825d.pth (the TensorFlow port, 91 MB): "
+        "path, address (https://...) or hub id; default: what pytorch-fid or torch-fidelity have downloaded.",
     )
     cmmd_model: Source = Field(
         "openai/clip-vit-large-patch14-336", description="CLIP of cmmd: hub id or folder."

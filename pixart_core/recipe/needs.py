@@ -46,7 +46,7 @@ def wrong_paths(name: str, step: BaseModel) -> dict[str, str]:
     for field, source in split_sources(step)[1].items():
         served = field == "captioner" and isinstance(step, CaptionStep) and step.api_base is not None
         local = field in _NEVER_OF_THE_HUB or source.endswith(_WEIGHTS) or not _HUB_ID.fullmatch(source)
-        if served or source.startswith("hf:") or not local:
+        if served or source.startswith(("hf:", "https://")) or not local:
             continue
         path = Path(source).expanduser()
         if not (path.exists() or (is_pattern(source) and expand_pattern(source))):

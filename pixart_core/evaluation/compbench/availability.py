@@ -5,10 +5,11 @@ from pathlib import Path
 
 from pixart_core.encoders.pretrained import locate
 from pixart_core.errors import UserError
-from pixart_core.evaluation.compbench import missing
+from pixart_core.evaluation.compbench import blip_weights, missing
 from pixart_core.evaluation.compbench.detectors import DEFAULTS
 from pixart_core.evaluation.compbench.language import load_reader
 from pixart_core.evaluation.compbench.missing import Missing
+from pixart_core.evaluation.published_weights import cached_file
 from pixart_core.recipe.compbench import CompBenchOptions
 
 
@@ -58,11 +59,17 @@ def absent_parts(options: CompBenchOptions) -> tuple[list[Missing], list[Downloa
 
 
 def _look_for_blip(options: CompBenchOptions, found: _Found) -> None:
-    if options.blip is None:
+    cached = cached_file(blip_weights.PUBLISHED)
+    blip = options.blip or (None if cached is None else str(cached))
+    if blip is None:
         found.missing.append(missing.blip_is_not_named(options.categories))
         return
-    _look(found, "BLIP-VQA", options.blip, missing.NEEDS_BLIP, options.categories, "blip")
-    if Path(options.blip).expanduser().is_file():
+    is_address = blip.startswith("https://")
+    if not is_address:
+        _look(found, "BLIP-VQA", blip, missing.NEEDS_BLIP, options.categories, "blip")
+    elif cached is None:
+        found.downloads.append(Download("BLIP-VQA", blip, blip_weights.OFFICIAL_SIZE))
+    if is_address or Path(blip).expanduser().is_file():
         needed, source = missing.NEEDS_BLIP, options.blip_tokenizer
         _look(found, "vocabulary of BLIP-VQA", source, needed, options.categories, "blip_tokenizer")
 

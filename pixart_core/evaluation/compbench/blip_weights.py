@@ -17,12 +17,14 @@ from pixart_core.artifacts.publish import staged_folder
 from pixart_core.conversion.weight_files import read_weight_file
 from pixart_core.encoders.pretrained import loading, locate, refuse_missing
 from pixart_core.errors import UserError
+from pixart_core.evaluation.published_weights import PublishedFile, find_published
 
 OFFICIAL_FILE = "model_base_vqa_capfilt_large.pth"
 OFFICIAL_URL = (
     "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_vqa_capfilt_large.pth"
 )
 OFFICIAL_SIZE = "1.4 GB"
+PUBLISHED = PublishedFile((OFFICIAL_FILE,), OFFICIAL_URL, "", OFFICIAL_SIZE)
 _HEAD_WIDTH = 64  # of every BLIP, in both towers
 _VISION_EPSILON = 1e-6  # of BLIP's vision transformer
 _RENAMED = (
@@ -45,14 +47,14 @@ def load_blip(source: str, tokenizer: str) -> tuple[BlipForQuestionAnswering, Be
     """BLIP-VQA in float32 and its tokenizer.
 
     Args:
-        source: the official .pth, a transformers folder or a hub id.
+        source: path or address of the official .pth, a transformers folder or a hub id.
         tokenizer: hub id or folder of bert-base-uncased; of a folder or id, its own is taken.
 
     Raises:
         UserError: not there, damaged, or not the weights of a BLIP-VQA.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
+    path = official_file(source)
+    if path is not None:
         return model_of_official(path), _load_tokenizer(tokenizer)
     place = locate(source, "blip")
     with loading(source, "BLIP-VQA"):
@@ -63,6 +65,18 @@ def load_blip(source: str, tokenizer: str) -> tuple[BlipForQuestionAnswering, Be
     model, report = loaded
     refuse_missing(source, "BLIP-VQA", list(report["missing_keys"]))
     return model.eval(), _load_tokenizer(source)
+
+
+def official_file(source: str) -> Path | None:
+    """The official .pth at a path, in a folder or at an address; None for a transformers folder or a hub id.
+
+    Raises:
+        UserError: the download fails.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or source.startswith("https://"):
+        return find_published(source, PUBLISHED, "compbench.blip")
+    return None
 
 
 def convert_blip_vqa(path: Path, output: Path, tokenizer: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pixart_core.errors import UserError
 from pixart_core.evaluation.compbench import blip_weights, depth, detectors
+from pixart_core.evaluation.published_weights import cached_file
 from pixart_core.recipe.compbench import CompBenchOptions
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -53,7 +54,8 @@ def blip_is_not_named(categories: Collection[str]) -> Missing:
         f"BLIP-VQA weights ({blip_weights.OFFICIAL_FILE})",
         _of(NEEDS_BLIP, categories),
         blip_weights.OFFICIAL_SIZE,
-        f"Download {blip_weights.OFFICIAL_URL} and give compbench.blip=PATH; or, as another protocol, "
+        f"Give compbench.blip=PATH of {blip_weights.OFFICIAL_URL}, or this address to have it fetched; or, "
+        "as another protocol, "
         "compbench.blip=Salesforce/blip-vqa-capfilt-large (384 px, 1.5 GB)",
     )
 
@@ -73,7 +75,7 @@ def detections_are_not_named(categories: Collection[str]) -> Missing:
 def unnamed_parts(options: CompBenchOptions) -> list[Missing]:
     """What `options` leave out that has no default, for all their categories."""
     found = []
-    if options.blip is None:
+    if options.blip is None and cached_file(blip_weights.PUBLISHED) is None:
         found.append(blip_is_not_named(options.categories))
     if options.detector == "unidet-json" and options.detections is None:
         found.append(detections_are_not_named(options.categories))
@@ -141,7 +143,9 @@ def refuse_wrong_paths(options: CompBenchOptions) -> None:
         "depth": options.depth,
     }
     for field, source in named.items():
-        if source is not None and not Path(source).expanduser().exists() and not _may_be_hub_id(source):
+        if source is None or (field == "blip" and source.startswith("https://")):
+            continue
+        if not Path(source).expanduser().exists() and not _may_be_hub_id(source):
             raise UserError(f"compbench.{field}: {source}: no such file or folder")
     if options.detections is not None and not Path(options.detections).expanduser().is_file():
         raise UserError(f"compbench.detections: {options.detections}: no such file")

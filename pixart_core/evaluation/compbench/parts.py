@@ -9,7 +9,7 @@ import torch
 
 from pixart_core.errors import UserError
 from pixart_core.evaluation.clip_score import ClipScorer, load_clip
-from pixart_core.evaluation.compbench import missing
+from pixart_core.evaluation.compbench import blip_weights, missing
 from pixart_core.evaluation.compbench.blip import BlipVqa
 from pixart_core.evaluation.compbench.blip_weights import load_blip
 from pixart_core.evaluation.compbench.depth import DepthModel, load_depth
@@ -17,6 +17,7 @@ from pixart_core.evaluation.compbench.detections import Detections, read_detecti
 from pixart_core.evaluation.compbench.detectors import DEFAULTS, Detector, load_detector
 from pixart_core.evaluation.compbench.language import Reader, load_reader
 from pixart_core.evaluation.compbench.missing import Missing
+from pixart_core.evaluation.published_weights import cached_file
 from pixart_core.recipe.compbench import CompBenchOptions
 
 T = TypeVar("T")
@@ -68,7 +69,8 @@ class Parts:
     def blip(self) -> BlipVqa:
         """Raises PartIsMissingError: no weights, or none of that id can be had."""
         options = self._options
-        source = options.blip
+        cached = cached_file(blip_weights.PUBLISHED)
+        source = options.blip or (None if cached is None else str(cached))
         if source is None:
             self.unnamed.add("blip")
             self._miss("blip", missing.blip_is_not_named(self._categories))
