@@ -23,12 +23,13 @@ def execute(
     long: Collection[str] = (),
     planned: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
     as_text: Callable[[Mapping[str, Any]], str] | None = None,
+    result_as_text: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> None:
     """Run `step` into `output` (default: named after `name`) and print its result on stdout.
 
     Entries of the result named in `long` are printed with `--json` only. `planned` (or what it makes of
     the output folder) is added to what a dry run prints, by default the estimate; `as_text` words it for a
-    person.
+    person, `result_as_text` the result.
 
     Raises:
         UserError: `output` holds something else; and what the command raises.
@@ -45,7 +46,7 @@ def execute(
         result = RUNNERS[command](step, output, progress)
     if not as_json:
         result = {key: value for key, value in result.items() if key not in long}
-    show(result, as_json=as_json)
+    show(result, as_json=as_json, as_text=result_as_text)
 
 
 def output_of(command: str, step: Strict, output: Path | None, name: str) -> Path:

@@ -53,6 +53,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+METRICS = {
+    "new": {
+        "shapes": {
+            "exact": {"score": 0.5, "exact_minus_null": 0.4},
+            "partial": {"scored": 4, "of": 9},
+        },
+        "fid/x@1": {"value": 12.3456, "jackknife_se": 0.5},
+        "kid/x@1": {"value": -0.00012, "jackknife_se": 0.00003},
+        "clip/x@1": {"score": 0.3, "score_minus_null": None},
+        "compbench": {"categories": {"numeracy": {"score": 0.25, "score_minus_null": 0.1, "partial": True}}},
+    }
+}
+
+
 class Calls(list[tuple[Any, Path]]):
     """What the runners were asked; `action` is what they do first."""
 
@@ -71,7 +85,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         print("a library talks on stdout")
         calls.action()
         card_for(KINDS.get(step.command, "other"), step, {}).write(output)
-        return {"output": str(output), "count": 3, "metrics": {"exact": 0.5}}
+        return {"output": str(output), "count": 3, "metrics": METRICS}
 
     fakes = dict.fromkeys(runners.FUNCTIONS, fake)
     monkeypatch.setattr(execute, "RUNNERS", fakes)
@@ -398,6 +412,23 @@ def test_several_benches_follow_one_flag(here: Path, calls: Calls) -> None:
     assert pixart("evaluate", *args, "--limit", "5", "--reference", "real") == 0
     assert calls[0][0].bench == ("fid", "clip", "compbench", "shapes")
     assert (calls[0][0].inception, calls[0][0].limit) == ("w.pth", 5)
+
+
+def test_scores_are_lines_for_a_person_and_everything_with_json(
+    here: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pixart("evaluate", "--samples", "a/x", "--output", "told") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "new",
+        "  shapes/exact        0.500, +0.400 against its null (of 4 of 9 samples)",
+        "  fid/x@1             12.35 ± 0.5",
+        "  kid/x@1             -0.00012 ± 3e-05",
+        "  clip/x@1            0.300, without a null",
+        "  compbench/numeracy  0.250, +0.100 against its null (partial)",
+    ]
+    assert pixart("evaluate", "--samples", "a/x", "--output", "told", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == METRICS
 
 
 def test_a_curve_draws_each_scale_with_one_seed_and_scores_them_together(here: Path, calls: Calls) -> None:

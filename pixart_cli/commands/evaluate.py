@@ -9,6 +9,7 @@ from pixart_cli.errors import user_errors
 from pixart_cli.execute import execute
 from pixart_cli.options import AsJson, DryRun, Output, Overrides, Seed, with_examples
 from pixart_cli.outputs import name_of
+from pixart_cli.scores import evaluation_in_words
 from pixart_core.errors import UserError
 from pixart_core.recipe.load import step_from_options
 from pixart_core.recipe.schema import EvaluateStep
@@ -108,7 +109,15 @@ def evaluate(
         flags = {field: f"--{field}" for field in values}
         step = step_from_options(EvaluateStep, values, given, flags)
         name = f"{name_of(checkpoint)}-curve" if curve and checkpoint else "-".join(named)
-        execute("evaluate", step, output, name, as_json=as_json, dry_run=dry_run)
+        execute(
+            "evaluate",
+            step,
+            output,
+            name,
+            as_json=as_json,
+            dry_run=dry_run,
+            result_as_text=evaluation_in_words,
+        )
 
 
 def _benches(flags: list[str], words: list[str]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """`pixart run`."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from pixart_cli.errors import user_errors
 from pixart_cli.options import AsJson, DryRun, Output, with_examples
 from pixart_cli.planner import Gpu, Mfu, Price, chain_plan_text, plan_overrides
 from pixart_cli.runners import RUNNERS
+from pixart_cli.scores import scores_in_words
 from pixart_core.errors import ToldElsewhereError, UserError
 from pixart_core.recipe.chain import check_root, run_chain
 from pixart_core.recipe.estimate import estimate_recipe
@@ -116,28 +117,8 @@ def _missing_of(recipe: Recipe, name: str, step: BaseModel, root: Path) -> dict[
 
 def summary(result: Mapping[str, Any]) -> str:
     """What a person wants to know at the end: scores, and where things are."""
-    lines = []
-    for samples, benches in result["metrics"].items():
-        scores = {name: told for bench, found in benches.items() for name, told in _scores(bench, found)}
-        width = max(map(len, scores), default=0)
-        lines += [samples, *(f"  {name:<{width}}  {told}" for name, told in scores.items())]
+    lines = scores_in_words(result["metrics"])
     places = [(key, result[key]) for key in ("output", "pipeline") if result[key]]
     pages = [step.get("result", {}).get("report") for step in result["steps"].values()]
     places += [("report", page) for page in pages if page]
     return "\n".join([*lines, *(f"{key}: {place}" for key, place in places)])
-
-
-def _scores(bench: str, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name, words) of each score that a benchmark gave."""
-    partial = found.get("partial")
-    suffix = f" (of {partial['scored']} of {partial['of']} samples)" if partial else ""
-    if "value" in found:
-        yield bench, f"{found['value']:.3f}{suffix}"
-        return
-    within = found.get("categories", found).items()
-    named = {bench: found} if "score" in found else {f"{bench}/{name}": score for name, score in within}
-    for name, score in named.items():
-        if "score" in score:
-            gain = score["exact_minus_null"] if "exact_minus_null" in score else score["score_minus_null"]
-            above = "without a null" if gain is None else f"{gain:+.3f} against its null"
-            yield name, f"{score['score']:.3f}, {above}{suffix}"

@@ -1,5 +1,6 @@
 """Parts of the report as plain data, each of one protocol: what pages and Markdown lay out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,15 +38,19 @@ def distance_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
                 protocol,
                 {"protocol": protocol, "title": title, "about": about, "digits": digits, "rows": []},
             )
-            table["rows"].append({"samples": name, "ci95": _around(result), **result})
+            table["rows"].append({"samples": name, "ci95": _around(kind, result), **result})
     for table in tables.values():
         table["columns"] = sorted({column for row in table["rows"] for column in row})
     return list(tables.values())
 
 
-def _around(result: Mapping[str, Any]) -> list[float] | None:
+def _around(kind: str, result: Mapping[str, Any]) -> list[float] | None:
     se = result.get("jackknife_se")
-    return None if se is None else [result["value"] - T9 * se, result["value"] + T9 * se]
+    if se is None:
+        return None
+    # Only the unbiased kernel distances may be less than 0.
+    least = -math.inf if kind in ("kid", "kernel") else 0.0
+    return [max(result["value"] - T9 * se, least), result["value"] + T9 * se]
 
 
 def clip_tables(metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
