@@ -2,12 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -85,8 +85,11 @@ def load_config(folder: Path) -> TransformerConfig:
         raise UserError(f"{path}: {error}") from error
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
+def load_weights(folder: Path, read: Callable[[Path], dict[str, Tensor]] = load_file) -> dict[str, Tensor]:
     """Read the safetensors of a transformer folder, in one file or in shards.
+
+    Args:
+        read: gives the tensors of a file.
 
     Raises:
         UserError: missing, truncated, or not safetensors.
@@ -96,7 +99,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name in files:
         try:
-            weights |= load_file(folder / name)
+            weights |= read(folder / name)
         except FileNotFoundError as error:
             hint = "; `pixart convert --to pixart` reads fp16 and .bin, too" if name == WEIGHTS else ""
             raise UserError(f"{folder} holds no {name}{hint}") from error
@@ -126,8 +129,7 @@ def load_transformer(folder: Path) -> Transformer:
     Raises:
         UserError: as above, or weights that do not fit the config (each key and shape is named).
     """
-    if (folder / "transformer").is_dir():
-        folder = folder / "transformer"
+    folder = transformer_folder(folder)
     config = load_config(folder)
     weights = load_weights(folder)
     model = empty_model(config, weights, folder)
@@ -135,6 +137,29 @@ def load_transformer(folder: Path) -> Transformer:
         {name: tensor.float() for name, tensor in weights.items()}, strict=True, assign=True
     )
     return model.requires_grad_(True)
+
+
+def check_transformer(folder: Path) -> None:
+    """What `load_transformer` refuses, as far as configs and the headers of weight files tell.
+
+    Raises:
+        UserError: in its words.
+    """
+    folder = transformer_folder(folder)
+    config = load_config(folder)
+    empty_model(config, load_weights(folder, _read_shapes), folder)
+
+
+def transformer_folder(folder: Path) -> Path:
+    """`folder`, or the `transformer/` in it."""
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
+
+
+def _read_shapes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their values."""
+    with safe_open(path, "pt") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def empty_model(config: TransformerConfig, weights: Mapping[str, Tensor], source: object) -> Transformer:
