@@ -22,6 +22,7 @@ from pixart_core.recipe.schema import SampleStep
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts prompts.txt --seed 7",
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts runs/quickstart/data_large "
     "--set sizes=[[80,112]] --set images_per_prompt=4",
+    'pixart sample --checkpoint PixArt-alpha/PixArt-XL-2-512x512 "a red fox" --set offload=sequential',
     "pixart sample --from samples/pipeline/images/000000.png --check",
     "pixart sample --from samples/pipeline/images/000000.png --guidance-scale 2",
     fields_of=SampleStep,
@@ -29,7 +30,7 @@ from pixart_core.recipe.schema import SampleStep
 def sample(
     checkpoint: Annotated[
         str | None,
-        typer.Option(help="Output of pixart train, or a pipeline folder.", show_default=False),
+        typer.Option(help="Output of pixart train, a pipeline folder, or a hub id.", show_default=False),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)

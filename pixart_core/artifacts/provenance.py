@@ -26,7 +26,8 @@ class Settings:
 
     Attributes:
         checkpoint: fingerprint of the checkpoint's folder.
-        checkpoint_path: the folder, relative to the sample set's.
+        checkpoint_path: the folder, relative to the sample set's; None for a checkpoint on the hub.
+        checkpoint_hub: its id and commit there.
         weights_hash, vae_hash: of the transformer's and the VAE's weights as they were used (after the
             change of type).
         text_encoder_hash: of the weights as they were stored.
@@ -42,6 +43,7 @@ class Settings:
     device: str | None = None
     checkpoint: str | None = None
     checkpoint_path: str | None = None
+    checkpoint_hub: str | None = None
     weights_hash: str | None = None
     vae_hash: str | None = None
     text_encoder_hash: str | None = None
@@ -91,9 +93,13 @@ class Provenance:
     def find_checkpoint(self) -> str:
         """The folder that the image was made with, if it still lies as it did from the sample set.
 
+        Of a checkpoint on the hub its id and commit.
+
         Raises:
             UserError: not recorded, or not there.
         """
+        if self.settings.checkpoint_hub is not None:
+            return self.settings.checkpoint_hub
         recorded = self.settings.checkpoint_path
         if recorded is None:
             raise UserError(f"{self.path} does not tell its checkpoint's folder: give --checkpoint")

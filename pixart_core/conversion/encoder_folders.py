@@ -150,12 +150,17 @@ def _downloaded(source: str, part: str) -> Path | None:
     from huggingface_hub import snapshot_download
 
     place = locate(source, part)
+    repository = place["pretrained_model_name_or_path"]
+    if Path(repository).is_dir():  # in the cache, and the hub cannot be asked
+        return Path(repository)
     prefix = f"{place['subfolder']}/" if "subfolder" in place else ""
     tokenizer = ["tokenizer/*"] if prefix else list(TOKENIZER_FILES)
     wanted = [prefix + name for name in WEIGHT_FILES] + (tokenizer if part == "text_encoder" else [])
-    options = {name: place[name] for name in ("revision", "local_files_only") if name in place}
     try:
-        return Path(snapshot_download(source, allow_patterns=wanted, **options)) / prefix
+        return (
+            Path(snapshot_download(repository, allow_patterns=wanted, revision=place.get("revision")))
+            / prefix
+        )
     except Exception:  # the hub raises many kinds; `from_pretrained` tries next, and says what is wrong
         return None
 

@@ -78,7 +78,11 @@ def _place(source: str) -> dict[str, Any]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         place = locate(source, "text_encoder")
-        return place | {"subfolder": "tokenizer"} if "subfolder" in place else place
+        if "subfolder" in place:
+            return place | {"subfolder": "tokenizer"}
+        folder = Path(place["pretrained_model_name_or_path"])
+        if not folder.is_dir():  # else it is in the cache, and the hub cannot be asked
+            return place
     beside = [folder.parent / "tokenizer"] if folder.name == "text_encoder" else []
     for candidate in (folder / "tokenizer", *beside, folder):
         if any((candidate / name).is_file() for name in _FILES):

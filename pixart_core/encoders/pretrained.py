@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pixart_core.encoders.hub import find_on_hub
 from pixart_core.encoders.offload import let_go
 from pixart_core.errors import UserError
 
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w][\w./-]*)?")
 
 
 def locate(source: str, part: str) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def locate(source: str, part: str) -> dict[str, Any]:
 
     Args:
         source: a folder that is the part or contains it (a pipeline, the output of `pixart encoders`), or
-            the hub id of either.
+            the hub id of either, with or without @REVISION.
 
     Raises:
         UserError: a path that is no folder, a folder or hub repository that holds nothing of that name,
@@ -42,35 +44,17 @@ def locate(source: str, part: str) -> dict[str, Any]:
     return _locate_on_hub(source, part)
 
 
-def _locate_on_hub(repository: str, part: str) -> dict[str, Any]:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    place: dict[str, Any] = {"pretrained_model_name_or_path": repository}
-    configs = {f"{part}/config.json": {"subfolder": part}, "config.json": {}}
-    try:
-        # Asked once, without the retries of a download: a machine without network shall say so at once.
-        found = HfApi().model_info(repository, timeout=20)
-    except Exception as error:  # no network, offline mode, no such repository, no access: many classes
-        for config, where in configs.items():
-            cached = try_to_load_from_cache(repository, config)
-            if isinstance(cached, str):
-                return place | where | {"local_files_only": True, "revision": _cached_commit(cached)}
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{part} {repository!r}: no folder of that name here, not in the Hugging Face cache, and the hub "
-            f"cannot give it ({reason})"
-        ) from error
-    files = {sibling.rfilename for sibling in found.siblings or []}
-    for config, where in configs.items():
-        if config in files:
-            return place | where | {"revision": found.sha}
-    raise UserError(f"{repository} on the hub holds neither config.json nor {part}/config.json")
-
-
-def _cached_commit(path: str) -> str | None:
-    """The commit in `.../snapshots/COMMIT/...` of the Hugging Face cache."""
-    parts = Path(path).parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+def _locate_on_hub(source: str, part: str) -> dict[str, Any]:
+    model = find_on_hub(source, part)
+    inside = next((where for where in (f"{part}/", "") if f"{where}config.json" in model.files), None)
+    if inside is None:
+        where_else = "in the Hugging Face cache" if model.cached else "on the hub"
+        raise UserError(f"{source} {where_else} holds neither config.json nor {part}/config.json")
+    folder = model.download([f"{inside}config.json"])
+    if model.cached:  # as a folder: a loader that looks for more than there is would ask the hub
+        return {"pretrained_model_name_or_path": str(folder / inside), "revision": model.commit}
+    place = {"pretrained_model_name_or_path": model.repository, "revision": model.commit}
+    return place | ({"subfolder": part} if inside else {})
 
 
 def short_name(source: str) -> str:
@@ -80,10 +64,11 @@ def short_name(source: str) -> str:
 
 
 def quiet() -> None:
-    """Hide transformers' bars of milliseconds; downloads have bars of their own."""
+    """Hide transformers' bars of milliseconds (downloads have bars of their own) and diffusers' old words."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument is deprecated")
 
 
 @contextlib.contextmanager

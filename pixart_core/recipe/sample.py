@@ -43,7 +43,10 @@ class SampleStep(Strict):
     unrecorded: ClassVar[frozenset[str]] = frozenset({"processes", "weights", "offload"})
 
     command: Literal["sample"] = "sample"
-    checkpoint: Source = Field(description="Pipeline folder, or a checkpoint of `pixart train`.")
+    checkpoint: Source = Field(
+        description="Pipeline folder, a checkpoint of `pixart train`, or a hub id such as "
+        "PixArt-alpha/PixArt-XL-2-512x512, with @REVISION for another than the newest."
+    )
     prompts: tuple[str, ...] = ()
     prompts_file: Source | None = Field(
         None,

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pixart_core.artifacts.checkpoint import TRANSFORMER
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.encoders.pretrained import locate
 from pixart_core.encoders.text import TextEncoder, load_text_encoder
@@ -17,7 +16,7 @@ from pixart_core.progress import Progress, Silent
 from pixart_core.recipe.sample import SampleStep
 from pixart_core.sampling.memory import MemoryWatch, enough_memory
 from pixart_core.sampling.model import SamplingModel, load_model
-from pixart_core.sampling.outline import ModelOutline
+from pixart_core.sampling.outline import ModelOutline, fetch_weights
 from pixart_core.sampling.prompt_tokens import encode_prompts, texts_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -78,8 +77,7 @@ def check_files(outline: ModelOutline) -> None:
     Raises:
         UserError: weights that are not there, are truncated, or do not fit their config.
     """
-    folder = Path(outline.source)
-    folder = folder / TRANSFORMER if (folder / TRANSFORMER).is_dir() else folder
+    folder = fetch_weights(outline)
     empty_model(outline.config, load_weights(folder), folder)
     vae = Path(locate(outline.facts.vae, "vae")["pretrained_model_name_or_path"])
     for file in sorted(vae.glob("*.safetensors")):

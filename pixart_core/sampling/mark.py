@@ -19,7 +19,7 @@ def refuse_others(output: Path, card: Card) -> None:
         images = output / IMAGES
         if images.exists() and not (images.is_dir() and not any(images.iterdir())):
             raise UserError(f"{images} is not empty and not of this run; choose another output")
-    elif begun != card.fingerprint:
+    elif begun != _name(card):
         raise UserError(
             f"{output} holds samples of another checkpoint or with other options; choose another output"
         )
@@ -38,7 +38,12 @@ def begin(output: Path, card: Card) -> None:
             with contextlib.suppress(OSError):
                 partial.unlink()
     if _begun(output) is None:
-        write_text(output / STARTED, card.fingerprint + "\n")
+        write_text(output / STARTED, _name(card) + "\n")
+
+
+def _name(card: Card) -> str:
+    """Fingerprint and, of a checkpoint on the hub, the commit: the id alone may mean another one tomorrow."""
+    return " ".join([card.fingerprint, *filter(None, [card.details.get("checkpoint_hub")])])
 
 
 def _begun(output: Path) -> str | None:

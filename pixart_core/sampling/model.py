@@ -1,7 +1,6 @@
 """A text-to-image model that is ready to draw: its prompts are encoded, the text encoder is gone."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.models.files import load_transformer
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.sampling.memory import MemoryWatch
-from pixart_core.sampling.outline import ModelOutline
+from pixart_core.sampling.outline import ModelOutline, fetch_weights
 from pixart_core.sampling.prompt_tokens import PromptTokens, free
 
 # Pixels that the VAE decodes in one call: it needs some gigabytes for a picture of 1024 x 1024.
@@ -101,7 +100,7 @@ def load_model(
     Raises:
         UserError: weights that are not there, damaged, or do not fit their config.
     """
-    transformer = load_transformer(Path(outline.source))
+    transformer = load_transformer(fetch_weights(outline))
     assert isinstance(transformer, PixArtTransformer)
     vae = load_vae(outline.facts.vae, "cpu" if vae_waits else device)
     if vae_tiling:

@@ -2,17 +2,21 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
-from pixart_core.artifacts.checkpoint import ModelFacts, read_facts
+from pixart_core.artifacts.checkpoint import TRANSFORMER, ModelFacts, read_facts
+from pixart_core.artifacts.json_file import read_json
 from pixart_core.artifacts.uncond import UNCOND, missing_uncond, read_uncond
+from pixart_core.encoders.hub import HubModel, find_on_hub, is_hub_id
 from pixart_core.encoders.vae import read_vae_downsampling
 from pixart_core.errors import UserError
 from pixart_core.models.config import TransformerConfig
-from pixart_core.models.files import load_config
+from pixart_core.models.files import CONFIG, WEIGHTS, load_config
 from pixart_core.sampling.schedulers import LEARNED_VARIANCE
 from pixart_core.sampling.sizes import (
     Size,
@@ -25,6 +29,9 @@ from pixart_core.sampling.sizes import (
 )
 
 PIPELINE = "model_index.json"
+# Of a repository on the hub: all but weights.
+_CONFIGS = ("*.json", UNCOND, "tokenizer/*")
+_WEIGHTS = r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +39,10 @@ class ModelOutline:
     """A model as its configs and its card tell.
 
     Attributes:
-        source: where it lies.
+        source: where it lies: a folder, or an id on the hub.
         pixels_per_latent: picture pixels per latent pixel, along a side.
         learned_uncond: tokens of the learned unconditional caption; None: the empty caption is encoded.
+        hub: the commit that an id means.
     """
 
     source: str
@@ -42,6 +50,7 @@ class ModelOutline:
     facts: ModelFacts
     pixels_per_latent: int
     learned_uncond: Float[Tensor, "l d"] | None = None
+    hub: HubModel | None = None
 
     @property
     def trained_sizes(self) -> tuple[Size, ...]:
@@ -91,30 +100,76 @@ class ModelOutline:
 
 
 def read_outline(source: str) -> ModelOutline:
-    """Read the configs and the card of a pipeline folder or of a checkpoint.
+    """Read the configs and the card of a pipeline folder, of a checkpoint, or of either on the hub.
 
     Raises:
         UserError: not there, class-conditional, encoders that are not there, or no file of the learned
             unconditional caption that the model was trained with, or another model's.
     """
-    folder = Path(source)
+    hub = find_on_hub(source, "checkpoint") if is_hub_id(source) else None
+    folder = Path(source) if hub is None else hub.download(_CONFIGS)
     if not folder.is_dir():
-        raise UserError(f"{source} is not a folder (a pipeline, or the output of pixart train or convert)")
+        raise UserError(
+            f"{source} is not a folder (a pipeline, or the output of pixart train or convert), nor a hub id "
+            "such as PixArt-alpha/PixArt-XL-2-512x512"
+        )
     facts = read_facts(folder)
     if (folder / PIPELINE).is_file():
-        facts = _pipeline_facts(folder, facts)
-    config = load_config(folder / "transformer" if (folder / "transformer").is_dir() else folder)
+        facts = _pipeline_facts(folder, facts, source)
+    if hub is not None:
+        facts = _encoders_on_hub(facts, folder, hub)
+    config = load_config(transformer_folder(folder))
     if config.conditioning != "text":
         raise UserError(
             f"{source} is a class-conditional DiT; `pixart convert --to pixart` makes a text-to-image "
             "model of it"
         )
     learned = _learned_uncond(folder, config) if facts.uncond == "learned" else None
-    return ModelOutline(source, config, facts, read_vae_downsampling(facts.vae), learned)
+    return ModelOutline(source, config, facts, read_vae_downsampling(facts.vae), learned, hub)
 
 
-def _pipeline_facts(folder: Path, facts: ModelFacts) -> ModelFacts:
+def transformer_folder(folder: Path) -> Path:
+    """`folder`, or the `transformer/` in it."""
+    return folder / TRANSFORMER if (folder / TRANSFORMER).is_dir() else folder
+
+
+def fetch_weights(outline: ModelOutline) -> Path:
+    """The folder with the transformer's weights, fetched from the hub if they lie there.
+
+    Raises:
+        UserError: the hub has none as safetensors in full precision, or they cannot be had.
+    """
+    if outline.hub is None:
+        return transformer_folder(Path(outline.source))
+    inside = f"{TRANSFORMER}/" if f"{TRANSFORMER}/{CONFIG}" in outline.hub.files else ""
+    wanted = [name for name in outline.hub.files if re.fullmatch(re.escape(inside) + _WEIGHTS, name)]
+    if not wanted:
+        where = "the cache" if outline.hub.cached else "the hub"
+        raise UserError(
+            f"{outline.hub.repository} has no {inside}{WEIGHTS} in {where}; `pixart convert --from "
+            f"{outline.hub.repository} --to diffusers` reads fp16 and .bin, too"
+        )
+    return outline.hub.download(wanted) / inside
+
+
+def _encoders_on_hub(facts: ModelFacts, folder: Path, hub: HubModel) -> ModelFacts:
+    """Encoders said to lie in the repository are named by its commit, wherever the cache is.
+
+    Those that are not there after all are the released ones.
+    """
+    changes: dict[str, Any] = {}
+    for part in ("vae", "text_encoder"):
+        if getattr(facts, part) in (str(folder), "."):
+            inside = f"{part}/{CONFIG}" in hub.files
+            changes[part] = str(hub) if inside else getattr(ModelFacts(), part)
+    return dataclasses.replace(facts, **changes)
+
+
+def _pipeline_facts(folder: Path, facts: ModelFacts, source: str) -> ModelFacts:
     """A pipeline brings its own encoders, and its scheduler knows what the model predicts."""
+    if not (folder / TRANSFORMER).is_dir():
+        name = read_json(folder / PIPELINE, "expected a PixArtAlphaPipeline").get("_class_name")
+        raise UserError(f"{source} is a {name} without a {TRANSFORMER}/; expected a PixArtAlphaPipeline")
     try:
         scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
     except (OSError, ValueError) as error:

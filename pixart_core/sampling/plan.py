@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pixart_core.artifacts.card import Card, card_for
 from pixart_core.artifacts.samples import SampleRecord, is_drawn
 from pixart_core.errors import UserError
+from pixart_core.models.files import check_transformer
 from pixart_core.recipe.sample import SampleStep
 from pixart_core.sampling.bins import SizeChoice
 from pixart_core.sampling.draw import batches
@@ -58,10 +59,13 @@ def plan_sampling(step: SampleStep) -> SamplingPlan:
     """Read prompts, configs and cards, and check what `step` asks for.
 
     Raises:
-        UserError: checkpoint, prompts, sampler or sizes are wrong.
+        UserError: checkpoint (weights as far as the headers of their files tell), prompts, sampler or sizes
+            are wrong.
     """
     outline = read_outline(str(step.checkpoint))
     outline.check_sampler(step.scheduler)
+    if (folder := Path(outline.source)).is_dir():  # not on the hub
+        check_transformer(folder)
     choice = SizeChoice(outline, any_size=step.any_size)
     asked = read_requests(step, outline.default_size, choice)
     untrained = _untrained_sizes(outline, step, asked)
@@ -70,6 +74,8 @@ def plan_sampling(step: SampleStep) -> SamplingPlan:
         for record in asked
     ]
     details = outline.facts.to_details() | {"count": len(records), "untrained_sizes": sorted(untrained)}
+    if outline.hub is not None:
+        details["checkpoint_hub"] = str(outline.hub)
     far = [f"{reason}; drawn all the same (any_size)" for reason in sorted(set(untrained.values()))]
     return SamplingPlan(
         outline,

@@ -30,7 +30,7 @@ def settings_of(model: SamplingModel, step: SampleStep, card: Card, output: Path
     Raises:
         UserError: the model has other weights than `step.weights` asks for.
     """
-    hashes = hashes_of(model)
+    hashes, hub = hashes_of(model), card.details.get("checkpoint_hub")
     whose = "`weights` asks for (with --from: the image's)"
     refuse_other_weights(model.source, step.weights.items(), hashes, whose)
     return Settings(
@@ -40,12 +40,17 @@ def settings_of(model: SamplingModel, step: SampleStep, card: Card, output: Path
         text_encoder_quantization=step.text_encoder_quantization,
         vae_tiling=step.vae_tiling,
         checkpoint=card.inputs["checkpoint"],
-        # Relative: sets that were made alike in two places are the same, byte for byte.
-        checkpoint_path=os.path.relpath(os.path.abspath(str(step.checkpoint)), os.path.abspath(output)),
+        checkpoint_hub=hub,
+        checkpoint_path=None if hub else _relative(str(step.checkpoint), output),
         pixart_version=card.pixart_version,
         **{HASHES[part]: found for part, found in hashes.items()},
         **here(model.device),
     )
+
+
+def _relative(checkpoint: str, output: Path) -> str:
+    """Relative, so that sets that were made alike in two places are the same, byte for byte."""
+    return os.path.relpath(os.path.abspath(checkpoint), os.path.abspath(output))
 
 
 def hashes_of(model: SamplingModel) -> dict[str, str]:
