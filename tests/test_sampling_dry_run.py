@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixart_cli import app
 from pixart_core.artifacts.samples import SampleRecord, write_image
+from pixart_core.errors import UserError
+from pixart_core.models import files
 from pixart_core.models.files import load_transformer
 from pixart_core.sampling.denoise import denoise, initial_noise, noise_generators
 from pixart_core.sampling.forecast import flops_per_call, model_calls, png_bytes_at_most
@@ -23,7 +25,7 @@ from pixart_core.sampling.model import SamplingModel
 from pixart_core.sampling.outline import read_outline
 from pixart_core.sampling.schedulers import STOCHASTIC
 
-WEIGHTS = ("transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors")
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 Run = Callable[..., tuple[int, dict[str, Any], str]]
 
 
@@ -109,10 +111,14 @@ def test_no_png_takes_more_room_than_is_told(tmp_path: Path, size: tuple[int, in
     assert png_bytes_at_most(short) < 1.1 * written + 5000
 
 
-def test_it_counts_without_weights_and_makes_nothing(pipeline: Path, tmp_path: Path, run: Run) -> None:
+def test_it_counts_without_weights_and_makes_nothing(
+    pipeline: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hollow = shutil.copytree(pipeline, tmp_path / "hollow")
-    for name in WEIGHTS:
-        (hollow / name).write_bytes(b"no weights")
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        (hollow / f"{part}.safetensors").write_bytes(b"no weights")
+    load, loaded = files.load_weights, []
+    monkeypatch.setattr(files, "load_weights", lambda *args: loaded.append(load(*args)) or loaded[-1])
     rows = [
         {"prompt": "a", "images_per_prompt": 3},
         {"prompt": "b", "height": 24, "width": 16, "num_inference_steps": 5},
@@ -133,6 +139,7 @@ def test_it_counts_without_weights_and_makes_nothing(pipeline: Path, tmp_path: P
     before = sorted(tmp_path.rglob("*"))
     code, plan, _ = run(*options, "--dry-run")
     assert code == 0
+    assert all(tensor.is_meta for weights in loaded for tensor in weights.values())  # of the headers
     assert sorted(tmp_path.rglob("*")) == before
     told = plan["estimate"]
     expected = {
@@ -198,3 +205,22 @@ def test_it_refuses_what_a_run_refuses_in_the_same_words(
     assert dry[0] == 2
     assert message in dry[2]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off", "of other shapes", "of more layers"])
+def test_a_transformer_that_cannot_be_loaded_is_refused_before_anything_is(
+    pipeline: Path, tmp_path: Path, run: Run, damage: str
+) -> None:
+    broken = shutil.copytree(pipeline, tmp_path / "broken")
+    file, config = broken / WEIGHTS, broken / "transformer/config.json"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-1])
+    else:
+        change = {"attention_head_dim": 16} if damage == "of other shapes" else {"num_layers": 3}
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(UserError) as loaded:
+        load_transformer(broken)
+    code, _, error = run("--checkpoint", broken, "a", "--dry-run")
+    assert (code, error) == (2, f"pixart: error: {loaded.value}")
