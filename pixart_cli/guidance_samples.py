@@ -1,7 +1,7 @@
 """`pixart evaluate --curve`: the same prompts and noise drawn at several guidance scales."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ def sample_scales(
     seed: int | None,
     as_json: bool,
     dry_run: bool,
+    check: Callable[[], None],
 ) -> dict[str, tuple[str, int]] | None:
     """Draw a sample set for each scale of `curve` (`1.5,3,4.5`); what is drawn already stays.
+
+    Args:
+        check: refuses what the evaluation lacks, before anything is drawn.
 
     Returns:
         {name: (folder, samples that it would hold without `limit`)}; None if this was a dry run.
@@ -48,6 +52,7 @@ def sample_scales(
         plan: dict[str, Any] = {f"guidance {scale:g}": str(output) for scale, _, output in planned}
         show({"command": "evaluate", "samples": plan}, as_json=as_json)
         return None
+    check()
     with stdout_to_stderr(), RichProgress() as progress:
         for scale, step, output in planned:
             print(f"pixart: guidance {scale:g}: samples go to {output}", file=sys.stderr)

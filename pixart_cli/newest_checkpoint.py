@@ -20,28 +20,30 @@ def sample_newest(
     *,
     as_json: bool,
     dry_run: bool,
-) -> str | None:
+) -> tuple[str, str, int] | None:
     """Say what is here and what is missing, and draw what the benchmark needs.
 
     Args:
         values, overrides: the other options of `pixart evaluate`.
 
     Returns:
-        NAME=DIR of the samples; None if this was a dry run.
+        (name, folder, images without the limit) of the samples; None if this was a dry run.
 
     Raises:
-        UserError: another benchmark was asked for, there is no checkpoint, or nothing can be scored.
+        UserError: no benchmark was asked for that has prompts, or one that needs its own; there is no
+            checkpoint, nothing can be scored, or another benchmark lacks what it needs.
     """
-    if list(benches) != ["compbench"]:
+    if "compbench" not in benches or "shapes" in benches:
         raise UserError(
             "--samples is missing: what `pixart sample` made; only --bench compbench, which has prompts of "
-            "its own, finds and samples a checkpoint by itself"
+            "its own (bench shapes cannot score them), finds and samples a checkpoint by itself"
         )
     flags = {field: f"--{field}" for field in values}
     step = step_from_options(
         EvaluateStep, dict(values) | {"samples": {"newest": "-"}}, list(overrides), flags
     )
     from pixart_core.evaluation.compbench.plan import draw_planned, plan_compbench
+    from pixart_core.evaluation.networks import check_networks
 
     plan = plan_compbench(
         step.compbench,
@@ -54,8 +56,9 @@ def sample_newest(
     if dry_run:
         show(plan.as_json(), as_json=as_json, as_text=lambda _: "\n".join(plan.lines()))
         return None
+    check_networks(step)
     for line in plan.lines():
         print(f"pixart: {line}", file=sys.stderr)
     with stdout_to_stderr(), RichProgress() as progress:
         folder = draw_planned(plan, progress, runners.RUNNERS["sample"])
-    return f"{plan.name}={folder}"
+    return plan.name, str(folder), plan.whole

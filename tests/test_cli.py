@@ -431,6 +431,12 @@ def test_scores_are_lines_for_a_person_and_everything_with_json(
     assert json.loads(capsys.readouterr().out)["metrics"] == METRICS
 
 
+@pytest.fixture
+def weights_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pixart_core.evaluation.networks.check_networks", lambda _: None)
+
+
+@pytest.mark.usefixtures("weights_are_here")
 def test_a_curve_draws_each_scale_with_one_seed_and_scores_them_together(here: Path, calls: Calls) -> None:
     args = ["--curve", "3,1.5", "--checkpoint", "runs/x", "--prompts", "recipe.yaml", "--seed", "7"]
     assert pixart("evaluate", *args, "--bench", "clip", "fid", "--reference", "r", "inception=w") == 0
@@ -439,6 +445,28 @@ def test_a_curve_draws_each_scale_with_one_seed_and_scores_them_together(here: P
     assert scored.samples == {f"guidance {step.guidance_scale:g}": str(output) for step, output in drawn}
 
 
+def test_what_an_evaluation_lacks_is_told_before_its_samples_are_drawn(
+    here: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        "--curve",
+        "3,1.5",
+        "--checkpoint",
+        "runs/x",
+        "--prompts",
+        "recipe.yaml",
+        "--bench",
+        "fid",
+        "cmmd",
+    ]
+    assert pixart("evaluate", *args, "--reference", "r", "inception=w", "cmmd_model=/no/clip") == 2
+    told = capsys.readouterr().err
+    assert "3 things are missing" in told
+    assert all(part in told for part in ("no such file or folder r", "no such file w", "/no/clip"))
+    assert not calls
+
+
+@pytest.mark.usefixtures("weights_are_here")
 def test_a_curve_over_the_first_prompts_knows_of_how_many(here: Path, calls: Calls) -> None:
     (here / "prompts.jsonl").write_text(
         '{"prompt": "a", "ar": "3:4"}\n{"prompt": "b", "images_per_prompt": 3}\n{"prompt": "c"}\n'

@@ -152,8 +152,26 @@ def test_the_bare_command_samples_and_scores_what_it_can(here: Path) -> None:
     assert "1.4 GB" in json.dumps(report)
 
 
-def test_other_benchmarks_still_need_samples(here: Path) -> None:
-    for bench in (["shapes"], ["clip", "compbench"]):
+def test_other_benchmarks_score_what_was_drawn_for_it_too(here: Path) -> None:
+    fields = ["prompts=prompts", "clip=clip", "images_per_prompt=1", "chunker=textblob"]
+    command = ["evaluate", "--bench", "compbench", "clip", "clip_model=clip", "--limit", "1", "device=cpu"]
+    done = CliRunner().invoke(app, [*command, "--json", *(f"compbench.{field}" for field in fields)])
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout)["metrics"]["first-pipeline"]
+    # One image of the two of the category that can be scored.
+    assert metrics["clip/clip-cos@1"]["partial"] == metrics["compbench"]["partial"] == {"scored": 1, "of": 2}
+
+
+def test_other_benchmarks_alone_need_samples(here: Path) -> None:
+    for bench in (["shapes"], ["clip"], ["shapes", "compbench"]):
         done = CliRunner().invoke(app, ["evaluate", "--bench", *bench])
         assert done.exit_code == 2
         assert "--samples is missing" in done.stderr
+
+
+def test_what_other_benchmarks_lack_is_told_before_anything_is_drawn(here: Path) -> None:
+    command = ["evaluate", "--bench", "compbench", "fid", "compbench.prompts=prompts", "compbench.clip=clip"]
+    done = CliRunner().invoke(app, [*command, "compbench.chunker=textblob"])
+    assert done.exit_code == 2
+    assert "2 things are missing" in done.stderr
+    assert not Path("samples").exists()

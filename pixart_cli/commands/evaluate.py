@@ -87,7 +87,14 @@ def evaluate(
             if samples:
                 raise UserError("--curve draws samples of its own: leave --samples out")
             drawn = sample_scales(
-                curve, checkpoint, prompts, limit=limit, seed=seed, as_json=as_json, dry_run=dry_run
+                curve,
+                checkpoint,
+                prompts,
+                limit=limit,
+                seed=seed,
+                as_json=as_json,
+                dry_run=dry_run,
+                check=lambda: _check(values, given),
             )
             if drawn is None:
                 return
@@ -103,7 +110,9 @@ def evaluate(
             found = sample_newest(benches, values, given, as_json=as_json, dry_run=dry_run)
             if found is None:
                 return
-            samples, values["limit"] = [found], None
+            name, folder, whole = found
+            samples = [f"{name}={folder}"]
+            values |= {"limit": None, "whole": {name: whole}}
         named = _named(samples)
         values = {"samples": named} | values
         flags = {field: f"--{field}" for field in values}
@@ -118,6 +127,18 @@ def evaluate(
             dry_run=dry_run,
             result_as_text=evaluation_in_words,
         )
+
+
+def _check(values: dict[str, Any], given: list[str]) -> None:
+    """Refuse options that are wrong, and weights that are missing, before anything is drawn.
+
+    Raises:
+        UserError: all of it.
+    """
+    from pixart_core.evaluation.networks import check_networks
+
+    flags = {field: f"--{field}" for field in values}
+    check_networks(step_from_options(EvaluateStep, values | {"samples": {"later": "-"}}, given, flags))
 
 
 def _benches(flags: list[str], words: list[str]) -> tuple[list[str], list[str]]:

@@ -166,18 +166,27 @@ def load_model(kind: Any, source: str, part: str, bench: str, device: torch.devi
     Raises:
         UserError: it is not here and cannot be had; names the model, its size and what to do.
     """
+    where = locate_model(source, part, bench)
+    with loading(source, part):
+        model, info = kind.from_pretrained(**where, output_loading_info=True)
+    refuse_missing(source, part, [key for key in info["missing_keys"] if not key.endswith("position_ids")])
+    return model.to(device).eval().requires_grad_(False), weight_hash(model), short_of(short_name(source))
+
+
+def locate_model(source: str, part: str, bench: str) -> dict[str, Any]:
+    """Where a model lies, as `locate`.
+
+    Raises:
+        UserError: it is not here and cannot be had; names the model, its size and what to do.
+    """
     try:
-        where = locate(source, part)
+        return locate(source, part)
     except UserError as error:
         size = f" ({SIZES[source]})" if source in SIZES else ""
         reason = str(error).removeprefix(f"{part} {source!r}: ")
         raise UserError(
             f"bench {bench} needs {source}{size}: {reason}; give a folder of its download"
         ) from error
-    with loading(source, part):
-        model, info = kind.from_pretrained(**where, output_loading_info=True)
-    refuse_missing(source, part, [key for key in info["missing_keys"] if not key.endswith("position_ids")])
-    return model.to(device).eval().requires_grad_(False), weight_hash(model), short_of(short_name(source))
 
 
 def short_of(source: str) -> str:

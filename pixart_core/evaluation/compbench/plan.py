@@ -33,7 +33,7 @@ class CompBenchPlan:
         samples: folder of its samples.
         prompts: what is drawn, by category; categories that lack a part are left out, unless images are
             wanted in the official layout.
-        images: to be drawn in all; `there` are drawn already.
+        images: to be drawn in all; `there` are drawn already, `whole` would be drawn without a limit.
         missing: what is not here, and for which categories.
         downloads: what will be fetched from the hub first.
     """
@@ -44,6 +44,7 @@ class CompBenchPlan:
     prompts: Mapping[str, Sequence[Prompt]]
     images_per_prompt: int
     there: int
+    whole: int
     missing: tuple[Missing, ...]
     downloads: tuple[Download, ...]
     step: SampleStep
@@ -132,6 +133,7 @@ def plan_compbench(
         chosen,
         options.images_per_prompt,
         there,
+        options.images_per_prompt * sum(map(len, prompts.values())),
         tuple(missing),
         tuple(downloads),
         step,
