@@ -51,7 +51,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
     def run(*arguments: object) -> tuple[int, dict[str, Any], str]:
         with pytest.raises(SystemExit) as stop:
-            app.main(["sample", *map(str, arguments), "--device", "cpu", "--json"])
+            app.main(["sample", "--device", "cpu", *map(str, arguments), "--json"])
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), json.loads(out) if out else {}, (err.splitlines() or [""])[-1]
 
@@ -183,6 +183,7 @@ def test_what_is_drawn_already_is_told(pipeline: Path, tmp_path: Path, run: Run,
         (["--prompts", "binary"], "cannot read prompts from binary"),
         (["--prompts", "rows.jsonl"], "unknown key"),
         (["--prompts", "steps.csv", "--scheduler", "lcm"], "num_inference_steps 51: lcm has at most 50"),
+        (["a", "--device", "cuda:99"], "cannot be used on this machine"),
         (["a", "--output", "foreign"], "not empty"),
         (["a", "--output", "begun"], "samples of another checkpoint or with other options"),
         

@@ -13,6 +13,7 @@ from pixart_cli.options import AsJson, BatchSize, Device, DryRun, Limit, Output,
 from pixart_cli.outputs import name_of
 from pixart_cli.planner import sampling_plan_text
 from pixart_core.errors import UserError
+from pixart_core.progress import Silent
 from pixart_core.recipe.load import step_from_options
 from pixart_core.recipe.schema import SampleStep
 
@@ -123,10 +124,14 @@ def sample(
             raise UserError(f"--prompts: no file or manifest folder {prompts}")
 
         def planned(folder: Path) -> dict[str, Any]:
+            from pixart_cli.launching import processes_for
+            from pixart_core.encoders.device import choose_device
             from pixart_core.sampling.forecast import forecast
             from pixart_core.sampling.plan import plan_sampling
 
             with stdout_to_stderr():
+                processes_for(step, Silent())  # as the run would refuse it
+                choose_device(step.device)
                 return {"estimate": forecast(plan_sampling(step), step, folder)}
 
         execute(

@@ -16,7 +16,7 @@ from pixart_core.encoders.hub import HubModel, find_on_hub, is_hub_id
 from pixart_core.encoders.vae import read_vae_downsampling
 from pixart_core.errors import UserError
 from pixart_core.models.config import TransformerConfig
-from pixart_core.models.files import CONFIG, WEIGHTS, load_config
+from pixart_core.models.files import CONFIG, WEIGHTS, load_config, transformer_folder
 from pixart_core.sampling.schedulers import LEARNED_VARIANCE
 from pixart_core.sampling.sizes import (
     Size,
@@ -126,11 +126,6 @@ def read_outline(source: str) -> ModelOutline:
         )
     learned = _learned_uncond(folder, config) if facts.uncond == "learned" else None
     return ModelOutline(source, config, facts, read_vae_downsampling(facts.vae), learned, hub)
-
-
-def transformer_folder(folder: Path) -> Path:
-    """`folder`, or the `transformer/` in it."""
-    return folder / TRANSFORMER if (folder / TRANSFORMER).is_dir() else folder
 
 
 def fetch_weights(outline: ModelOutline) -> Path:
