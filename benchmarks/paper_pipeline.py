@@ -2,8 +2,8 @@
 
     python benchmarks/paper_pipeline.py FOLDER
 
-T5-XXL's encoder in bf16 and shards, XL/2 for 512 px and Stable Diffusion's VAE in fp32: 12.3 GB. At most one shard of
-the text encoder is in memory at a time. `--tiny` is for trying the programs that use it.
+T5-XXL's encoder in bf16 and shards, XL/2 for 512 px and Stable Diffusion's VAE in fp32: 12.3 GB. At most one
+shard of the text encoder is in memory at a time. `--tiny` is for trying the programs that use it.
 """
 
 import argparse

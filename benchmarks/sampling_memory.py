@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sampling_memory.py --json benchmarks/results/sampling_memory.json
 
-T5-XXL's encoder (4.76 billion parameters, stored in bf16), XL/2 and Stable Diffusion's VAE draw one picture in each mode,
-each in a process of its own. Needs 12.3 GB of disk below --folder (removed at the end), 16 GB of memory, and
-bitsandbytes for the modes that use it.
+T5-XXL's encoder (4.76 billion parameters, stored in bf16), XL/2 and Stable Diffusion's VAE draw one picture in
+each mode, each in a process of its own. Needs 12.3 GB of disk below --folder (removed at the end), 16 GB of
+memory, and bitsandbytes for the modes that use it.
 """
 
 import argparse
+import io
 import json
 import shutil
 import subprocess
@@ -17,8 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from machine import describe_machine, write_result
 from paper_pipeline import PROMPT
+from PIL import Image
 from process_memory import run_watched
 
 GOAL_BYTES = 8e9
@@ -114,11 +117,6 @@ def _bytes(usage: Any) -> dict[str, Any]:
 
 def _difference(one: bytes, other: bytes) -> int:
     """Of the pixels of two PNGs, the largest."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     pixels = [np.asarray(Image.open(io.BytesIO(data))).astype(int) for data in (one, other)]
     return int(np.abs(pixels[0] - pixels[1]).max())
 
