@@ -130,6 +130,10 @@ def _compbench_in_words(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"In {name}, {sum(told.values())} of {len(told)} categories of T2I-CompBench score above "
                 f"shuffled prompts{f' ({above})' if above else ''}."
             )
+        elif categories:
+            sentences.append(
+                f"In {name}, T2I-CompBench was scored on one prompt a category: too few for a null."
+            )
     return sentences
 
 
