@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/sampling_memory.py --json benchmarks/results/sampling_memory.json
 
-T5-XXL's encoder (4.76 billion parameters, stored in bf16), XL/2 and Stable Diffusion's VAE draw one picture per
-mode, each in a process of its own. Needs 12.3 GB of disk below --folder (removed at the end), 16 GB of memory,
-and bitsandbytes for the modes that use it.
+T5-XXL's encoder (4.76 billion parameters, stored in bf16), XL/2 and Stable Diffusion's VAE draw one picture
+per mode, each in a process of its own. Needs 12.3 GB of disk below --folder (removed at the end), 16 GB of
+memory, and bitsandbytes for the modes that use it.
 """
 
 import argparse
