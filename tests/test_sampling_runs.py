@@ -17,6 +17,7 @@ from pixart_core.artifacts.samples import read_samples
 from pixart_core.errors import PixartError, UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.sample import SampleStep
+from pixart_core.sampling import sample
 from pixart_core.sampling.sample import run_sampling
 
 # Each a launch on the same output: killed when about to write that many images, or at calls of that code.
@@ -180,3 +181,15 @@ def test_prompts_that_changed_since_are_refused(pipeline: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="samples of another checkpoint or with other options"):
         run_sampling(step, tmp_path / "out", Silent())
     assert contents(tmp_path / "out") == before
+
+
+def test_an_image_that_goes_before_the_end_is_an_error_and_no_card(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "write_sheet", lambda folder, _: (folder / "images/000001.png").unlink())
+    with pytest.raises(PixartError, match=r"000001\.png is gone"):
+        run_sampling(make_step(pipeline), tmp_path, Silent())
+    assert not (tmp_path / "card.json").exists()
+    monkeypatch.undo()
+    run_sampling(make_step(pipeline), tmp_path, Silent())
+    assert len(read_samples(tmp_path)) == 3

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from pixart_core.artifacts.card import Card
 from pixart_core.artifacts.publish import write_bytes, write_text
-from pixart_core.errors import UserError
+from pixart_core.errors import PixartError, UserError
 
 SAMPLES = "samples.jsonl"
 IMAGES = "images"
@@ -103,12 +103,18 @@ def finish_samples(folder: Path, records: Sequence[SampleRecord], card: Card) ->
     """Write `samples.jsonl` (a line an image: its record, and what else its PNG tells), then the card.
 
     Raises:
-        PixartError: the disk is full.
+        PixartError: the disk is full, or an image is gone.
     """
-    rows = ((_told(folder / record.file) or {}) | dataclasses.asdict(record) for record in records)
-    lines = (json.dumps(row, sort_keys=True, ensure_ascii=False) for row in rows)
+    lines = (json.dumps(_row(folder, record), sort_keys=True, ensure_ascii=False) for record in records)
     write_text(folder / SAMPLES, "".join(f"{line}\n" for line in lines))
     card.write(folder)
+
+
+def _row(folder: Path, record: SampleRecord) -> dict[str, Any]:
+    told = _told(folder / record.file)
+    if told is None:
+        raise PixartError(f"{folder / record.file} is gone or was damaged just now: run again")
+    return told | dataclasses.asdict(record)
 
 
 def read_samples(folder: Path) -> list[SampleRecord]:
