@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pixart_core.artifacts.card import Card, card_for
 from pixart_core.artifacts.samples import SampleRecord, is_drawn
+from pixart_core.encoders.quantised import check_quantization
 from pixart_core.errors import UserError
 from pixart_core.models.files import check_transformer
 from pixart_core.recipe.sample import SampleStep
@@ -62,6 +63,7 @@ def plan_sampling(step: SampleStep) -> SamplingPlan:
         UserError: checkpoint (weights as far as the headers of their files tell), prompts, sampler or sizes
             are wrong.
     """
+    check_quantization(step.text_encoder_quantization)
     outline = read_outline(str(step.checkpoint))
     outline.check_sampler(step.scheduler)
     if (folder := Path(outline.source)).is_dir():  # not on the hub
