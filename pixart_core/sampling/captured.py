@@ -12,20 +12,27 @@ from pixart_core.sampling.prepared import PreparedTransformer
 
 # A recording of a function without arguments and results, to be played again.
 Replay: TypeAlias = Callable[[], None]
-Record: TypeAlias = Callable[[Callable[[], None]], Replay]
+Record: TypeAlias = Callable[[Callable[[], None], torch.device], Replay]
 
 # With more of them in a batch a GPU is busy anyway.
 _MOST_TOKENS = 4096
-# Of the largest output, by type; the kernels are the same, so more is a sign of a wrong recording.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Recording and checking take about as long as some steps.
+_FEW_STEPS = 8
 
 
-def record_cuda_graph(function: Callable[[], None]) -> Replay:
-    """Record what `function` launches; it has run before, so that nothing is set up for the first time."""
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        function()
+def record_cuda_graph(function: Callable[[], None], device: torch.device) -> Replay:
+    """Record what `function` launches; it has run before, so that nothing is set up for the first time.
+
+    Other threads (one that reads ahead for a training) go on meanwhile.
+    """
+    with torch.cuda.device(device):
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        torch.cuda.synchronize()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                function()
+        finally:
+            torch.cuda.set_stream(before)  # a recording that fails leaves its own one behind
     return graph.replay
 
 
@@ -33,8 +40,10 @@ class CapturedTransformer:
     """A `PreparedTransformer` that is recorded at its first step and played at the others.
 
     The recording is played once on the first step's input and compared: if it cannot be made, or gives
-    another output, all steps run as without it, and a warning says so.
+    another output, all steps run as without it, here and in later batches, and a warning says so.
     """
+
+    possible = True
 
     def __init__(self, prepared: PreparedTransformer, record: Record = record_cuda_graph) -> None:
         self._prepared = prepared
@@ -52,24 +61,26 @@ class CapturedTransformer:
                 return recording.play(latents, step)
             return self._prepared(latents, step, guided=guided)
         output = self._prepared(latents, step, guided=guided)
-        self._recordings[key] = self._try(latents, step, guided, output)
+        if CapturedTransformer.possible and self._prepared.steps - step >= _FEW_STEPS:
+            self._recordings[key] = self._try(latents, step, guided, output)
         return output
 
     def _try(self, latents: Tensor, step: int, guided: bool, expected: Tensor) -> "_Recording | None":
         try:
             recording = _Recording(self._prepared, latents, step, guided, self._record)
-            difference = float((recording.play(latents, step) - expected).abs().max())
+            same = torch.equal(recording.play(latents, step), expected)
         except RuntimeError as error:  # of CUDA, whatever cannot be recorded
-            _warn(f"cannot be recorded ({str(error).splitlines()[0]})")
+            _give_up(f"cannot be recorded ({str(error).splitlines()[0]})")
             return None
-        if difference > _TOLERANCE[expected.dtype] * float(expected.abs().max()):
-            _warn(f"gives another output when played ({difference:.2g})")
+        if not same:
+            _give_up("gives another output when played")
             return None
         return recording
 
 
-def _warn(reason: str) -> None:
-    warnings.warn(f"sampling goes on without a CUDA graph: a step {reason}", stacklevel=4)
+def _give_up(reason: str) -> None:
+    CapturedTransformer.possible = False
+    warnings.warn(f"sampling goes on without a CUDA graph: a step {reason}", stacklevel=5)
 
 
 class _Recording:
@@ -85,7 +96,8 @@ class _Recording:
         def run() -> None:
             self._output = prepared.run(*self._inputs, guided=guided)
 
-        self._replay = record(run)
+        self._replay = record(run, latents.device)
+        self._output.fill_(torch.nan)  # what is played must write all of it
 
     def play(self, latents: Tensor, step: int) -> Tensor:
         for buffer, value in zip(self._inputs, (latents, *self._prepared.modulation(step)), strict=True):

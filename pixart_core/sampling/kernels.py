@@ -1,6 +1,6 @@
 """Linear layers and attention of sampling, by the back end that is fastest on this kind of machine.
 
-The choice depends on device, type and shape alone, never on a measurement: two runs give one result.
+The choice depends on the processor, type and shape, never on a measurement: two runs give one result.
 """
 
 from typing import Literal, TypeAlias
@@ -48,8 +48,11 @@ def apply(
 def _has_onednn(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    known = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.bfloat16)
-    return known and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    if x.dtype == torch.bfloat16:  # the operator asked for directly has no fallback, as `F.linear` has
+        return weight.dtype == x.dtype and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return x.dtype == weight.dtype == torch.float32
 
 
 def attention(
@@ -72,15 +75,18 @@ def attention(
 def _by_head(
     q: Float[Tensor, "b heads n k"], k: Float[Tensor, "b heads l k"], v: Float[Tensor, "b heads l k"]
 ) -> Float[Tensor, "b n heads k"]:
-    """Two products of oneDNN for each head: on a CPU half the time of torch's fused kernel."""
+    """Two products of oneDNN for each head: on a CPU half the time of torch's fused kernel.
+
+    Scores are float32, as they are there.
+    """
     batch, heads, count, width = q.shape
-    q = q * width**-0.5
-    k, turned = k.contiguous(), v.mT.contiguous()
-    out = torch.empty(batch, count, heads, width, dtype=q.dtype)
+    q, k = q.float() * width**-0.5, k.float().contiguous()
+    turned = v.mT.contiguous()
+    out = torch.empty(batch, count, heads, width, dtype=v.dtype)
     for image in range(batch):
         for head in range(heads):
             for rows in torch.arange(count).split(_ROWS):
                 some = slice(int(rows[0]), int(rows[-1]) + 1)
-                scores = linear(q[image, head, some], k[image, head], None)
-                out[image, some, head] = linear(scores.softmax(-1), turned[image, head], None)
+                weights = linear(q[image, head, some], k[image, head], None).softmax(-1).to(v.dtype)
+                out[image, some, head] = linear(weights, turned[image, head], None)
     return out

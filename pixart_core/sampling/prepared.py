@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixart_core.models.block import TransformerBlock
-from pixart_core.models.layers import Gelu, unpatchify
+from pixart_core.models.layers import Attention, FeedForward, Gelu, unpatchify
 from pixart_core.models.pixart import PixArtTransformer
 from pixart_core.sampling.kernels import apply, attention
 from pixart_core.sampling.plain import micro_conditions
 from pixart_core.sampling.prepared_text import PreparedText, prepare_text
 
+# What is done here in their place.
+_KNOWN = (TransformerBlock, Attention, FeedForward, Gelu, nn.Linear, nn.ModuleList, nn.Identity)
+
 
 class PreparedTransformer:
-    """A transformer on given captions and timesteps; its weights stay where they are, and are not copied.
+    """A transformer on given captions and timesteps; its weights are not to change meanwhile.
 
     Args:
         timesteps: (t,) of all steps.
@@ -44,12 +47,11 @@ class PreparedTransformer:
         self.positive = prepare_text(transformer, positive)
         self._blocks: list[TransformerBlock] = list(transformer.transformer_blocks)  # type: ignore[arg-type]
         condition, embedding = transformer.condition(timesteps, *micro_conditions(resolution, timesteps))
+        self.steps = len(timesteps)
+        self._condition = condition  # (t, 6, d), or with adaln (t, d)
         self._final = transformer.final_modulation(embedding)  # (t, 2, d)
         if transformer.config.modulation == "adaln_single":
-            self._shared = condition  # (t, 6, d)
             self._own = torch.stack([block.scale_shift_table for block in self._blocks])  # (blocks, 6, d)
-        else:
-            self._own = torch.stack([block.modulation(condition) for block in self._blocks], dim=1)
 
     def modulation(
         self, step: int
@@ -59,8 +61,10 @@ class PreparedTransformer:
         Shift, 1 + scale and gate of self-attention, then of the MLP, in all blocks; shift and 1 + scale
         of the final layer.
         """
-        single = self.transformer.config.modulation == "adaln_single"
-        table = self._own + self._shared[step] if single else self._own[step].clone()
+        if self.transformer.config.modulation == "adaln_single":
+            table = self._own + self._condition[step]
+        else:
+            table = torch.cat([block.modulation(self._condition[step, None]) for block in self._blocks])
         table[:, 1::3] += 1
         shift, scale = self._final[step]
         return table, shift, 1 + scale
@@ -96,9 +100,23 @@ class PreparedTransformer:
 
 
 def can_prepare(transformer: nn.Module) -> bool:
-    """Whether its weights lie here whole: not those that FSDP2 shares out between processes."""
+    """Whether it is text-to-image, and its layers do nothing but what their weights say.
+
+    Not so with weights that FSDP2 shares out between processes, or layers that wrap others or have hooks:
+    the weights are read here, and no layer's own forward pass is called.
+    """
+    if not isinstance(transformer, PixArtTransformer):
+        return False
     whole = all(type(parameter.data) is Tensor for parameter in transformer.parameters())
-    return isinstance(transformer, PixArtTransformer) and whole
+    read = [_projection(transformer), *transformer.transformer_blocks]
+    for block in transformer.transformer_blocks:
+        read += [module for name in ("attn1", "attn2", "ff") for module in getattr(block, name).modules()]
+    return whole and all(type(module) in _KNOWN and not _has_hooks(module) for module in read)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Those of torch, or of accelerate, which takes the place of `forward`."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
 def _run_block(
