@@ -35,6 +35,7 @@ CLIP_336, CLIP_B32, DINOV2_L = (
 # Of the weights that `from_pretrained` downloads, for messages.
 SIZES = {CLIP_336: "1.7 GB", CLIP_B32: "605 MB", DINOV2_L: "1.2 GB"}
 DINOV2_SIDE = 224  # pixels
+CPU_IMAGES = 4  # that Inception looks at together on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +73,18 @@ def fid_extractor(protocol: str, weights: Path, device: torch.device) -> Extract
         UserError: see `load_inception`.
     """
     model, sha256 = load_inception(weights)
-    model.to(device)
+    # On a CPU nearly twice as fast; features differ by rounding (2e-5, where the largest is 6.5).
+    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    model.to(device, memory_format=layout)
     standard = sha256 == SHA256_PREFIX
     name = f"fid/{protocol}@1" if standard else f"frechet/inception-{sha256}-{protocol}@1"
 
     def forward(pixels: np.ndarray) -> Float[np.ndarray, "batch d"]:
         with full_precision():
-            return model(torch.from_numpy(pixels).to(device)).cpu().numpy()
+            images = torch.from_numpy(pixels).to(device, memory_format=layout)
+            # The feature maps of many images are large, and a CPU takes and clears new memory for each.
+            pieces = images.split(CPU_IMAGES if device.type == "cpu" else len(images))
+            return torch.cat([model(piece) for piece in pieces]).cpu().numpy()
 
     return Extractor(
         f"inception-{sha256}-{protocol}@1",
