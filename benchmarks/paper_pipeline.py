@@ -45,17 +45,16 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, tiny = arguments.folder, arguments.tiny
     torch.manual_seed(0)
-    counts = {"text_encoder": write_t5(folder / "text_encoder", TINY_T5 if tiny else XXL)}
+    write_t5(folder / "text_encoder", TINY_T5 if tiny else XXL)
     build_tokenizer([PROMPT]).save_pretrained(folder / "tokenizer")
-    counts["transformer"] = write_transformer(folder / "transformer", tiny=tiny)
-    counts["vae"] = write_vae(folder / "vae", tiny=tiny)
+    write_transformer(folder / "transformer", tiny=tiny)
+    write_vae(folder / "vae", tiny=tiny)
     build_scheduler("dpm-solver", "epsilon").save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(CLASSES, indent=2))
-    print(json.dumps(counts))
 
 
-def write_t5(folder: Path, sizes: dict[str, int]) -> int:
-    """Returns the number of parameters."""
+def write_t5(folder: Path, sizes: dict[str, int]) -> None:
+    """One shard after the other."""
     config = T5Config(
         **sizes, feed_forward_proj="gated-gelu", dense_act_fn="gelu_new", dtype="bfloat16",
         is_encoder_decoder=False, use_cache=False, architectures=["T5EncoderModel"],
@@ -75,10 +74,9 @@ def write_t5(folder: Path, sizes: dict[str, int]) -> int:
         weights = {name: _t5_weight(name, tensor.shape, sizes) for name, tensor in shard.items()}
         save_file(weights, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(shard, file)
-    count = sum(tensor.numel() for tensor in empty.values())
-    index = {"metadata": {"total_size": 2 * count}, "weight_map": where}
+    size = sum(2 * tensor.numel() for tensor in empty.values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return count
 
 
 def _t5_weight(name: str, shape: torch.Size, sizes: dict[str, int]) -> Tensor:
@@ -91,8 +89,8 @@ def _t5_weight(name: str, shape: torch.Size, sizes: dict[str, int]) -> Tensor:
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=std)
 
 
-def write_transformer(folder: Path, *, tiny: bool) -> int:
-    """Returns the number of parameters."""
+def write_transformer(folder: Path, *, tiny: bool) -> None:
+    """XL/2 for 512 px, or a tiny one."""
     shape = {"num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 2} if tiny else XL
     config = TransformerConfig(
         **shape,
@@ -105,11 +103,10 @@ def write_transformer(folder: Path, *, tiny: bool) -> int:
         empty = build_transformer(config).state_dict()
     weights = {name: torch.empty(tensor.shape).normal_(std=0.02) for name, tensor in empty.items()}
     save_transformer(config, weights, folder)
-    return sum(tensor.numel() for tensor in weights.values())
 
 
-def write_vae(folder: Path, *, tiny: bool) -> int:
-    """Returns the number of parameters."""
+def write_vae(folder: Path, *, tiny: bool) -> None:
+    """Stable Diffusion's, or a tiny one."""
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -120,7 +117,6 @@ def write_vae(folder: Path, *, tiny: bool) -> int:
         scaling_factor=0.18215,
     )
     vae.save_pretrained(folder)
-    return sum(parameter.numel() for parameter in vae.parameters())
 
 
 if __name__ == "__main__":

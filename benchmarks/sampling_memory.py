@@ -10,6 +10,7 @@ memory, and bitsandbytes for the modes that use it.
 import argparse
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from machine import describe_machine, write_result
 from paper_pipeline import PROMPT
 from PIL import Image
 from process_memory import run_watched
+from safetensors import safe_open
 
 GOAL_BYTES = 8e9
 ROOM_BYTES = 15e9
@@ -43,32 +45,23 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room"
     )
+    parser.add_argument("--pipeline", type=Path, help="made by paper_pipeline.py before; stays")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     parser.add_argument("--pixels", type=int, default=512, help="side of the picture")
     parser.add_argument("--steps", type=int, default=2, help="solver steps")
     parser.add_argument("--tiny", action="store_true", help="a tiny pipeline, to try this program")
     arguments = parser.parse_args()
     free = shutil.disk_usage(arguments.folder).free
-    if not arguments.tiny and free < ROOM_BYTES:
-        sys.exit(
-            f"{arguments.folder} has {free / 1e9:.0f} GB free; give --folder with {ROOM_BYTES / 1e9:.0f}"
-        )
+    if not arguments.tiny and not arguments.pipeline and free < ROOM_BYTES:
+        sys.exit(f"{free / 1e9:.0f} GB free in {arguments.folder}; give --folder with {ROOM_BYTES / 1e9:.0f}")
     machine = describe_machine()
     folder = Path(tempfile.mkdtemp(prefix="sampling-memory-", dir=arguments.folder))
     try:
-        # In a process of its own: ru_maxrss of a child counts what its parent held when it was started.
-        build = [sys.executable, str(Path(__file__).with_name("paper_pipeline.py")), str(folder / "pipeline")]
-        build += ["--tiny"] * arguments.tiny
-        built = subprocess.run(build, check=True, stdout=subprocess.PIPE, text=True)
+        pipeline = arguments.pipeline or build(folder / "pipeline", tiny=arguments.tiny)
         results = {
-            "pipeline": {"weights": "random", "parameters": json.loads(built.stdout)},
-            "picture": {
-                "pixels": arguments.pixels,
-                "steps": arguments.steps,
-                "dtype": "bf16",
-                "guidance": 4.5,
-            },
-            "modes": measure(folder, arguments.pixels, arguments.steps),
+            "pipeline": {"weights": "random", "parameters": count_parameters(pipeline)},
+            "picture": {"pixels": arguments.pixels, "steps": arguments.steps, "dtype": "bf16"},
+            "modes": measure(pipeline, folder, arguments.pixels, arguments.steps),
         }
     finally:
         shutil.rmtree(folder)
@@ -76,7 +69,26 @@ def main() -> None:
         write_result(arguments.json, "benchmarks/sampling_memory.py", results, machine)
 
 
-def measure(folder: Path, pixels: int, steps: int) -> list[dict[str, Any]]:
+def build(folder: Path, *, tiny: bool) -> Path:
+    """In a process of its own: ru_maxrss of a child counts what its parent held when it was started."""
+    program = Path(__file__).with_name("paper_pipeline.py")
+    subprocess.run([sys.executable, str(program), str(folder), *["--tiny"] * tiny], check=True)
+    return folder
+
+
+def count_parameters(pipeline: Path) -> dict[str, int]:
+    """Stored values of each part."""
+    counts = {}
+    for part in ("text_encoder", "transformer", "vae"):
+        counts[part] = 0
+        for file in sorted((pipeline / part).glob("*.safetensors")):
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a dict
+                    counts[part] += math.prod(opened.get_slice(name).get_shape())
+    return counts
+
+
+def measure(pipeline: Path, folder: Path, pixels: int, steps: int) -> list[dict[str, Any]]:
     """One row a mode; first that of the interpreter and its imports alone."""
     alone = run_watched([sys.executable, "-c", IMPORTS])
     rows = [{"mode": "imports alone", **_bytes(alone)}]
@@ -87,7 +99,7 @@ def measure(folder: Path, pixels: int, steps: int) -> list[dict[str, Any]]:
             continue
         output = folder / f"samples-{number}"
         command = [str(Path(sys.executable).with_name("pixart")), "sample", PROMPT, "--json"]
-        command += ["--checkpoint", str(folder / "pipeline"), "--output", str(output), "--device", "cpu"]
+        command += ["--checkpoint", str(pipeline), "--output", str(output), "--device", "cpu"]
         for option in [
             "dtype=bf16",
             f"sizes=[[{pixels},{pixels}]]",

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tiny_pipelines import open_model, write_tiny_pipeline
 from transformers import T5Config, T5EncoderModel
 
 from pixart_core.artifacts.provenance import Provenance
-from pixart_core.encoders.offload import let_go
+from pixart_core.encoders.offload import let_go, letting_go
 from pixart_core.encoders.quantised import check_quantization
 from pixart_core.encoders.text import load_text_encoder
 from pixart_core.encoders.tiny_t5 import build_tokenizer
@@ -120,6 +121,28 @@ def test_only_what_is_mapped_from_a_file_is_let_go(tmp_path) -> None:
     own = values.clone()
     assert not let_go(own)
     assert torch.equal(own, values)
+
+
+@LINUX
+def test_files_that_are_copied_do_not_stay_in_memory(wide_encoder) -> None:
+    place = {"pretrained_model_name_or_path": str(wide_encoder / "text_encoder")}
+    file = wide_encoder / "text_encoder/model.safetensors"
+    mapped = load_file(file)
+    before = {name: tensor.double().sum() for name, tensor in mapped.items()}
+    watch = MemoryWatch(CPU)
+    with watch.phase("read"):
+        pass
+    with letting_go(place):
+        for _ in range(1000):
+            watch.peaks.pop("now", None)
+            with watch.phase("now"):
+                pass
+            if watch.peaks["read"].resident - watch.peaks["now"].resident > 0.9 * file.stat().st_size:
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail("pages stay")
+    assert all(tensor.double().sum() == before[name] for name, tensor in mapped.items())
 
 
 @LINUX

@@ -1,5 +1,6 @@
 """The text encoder: T5, or any other text model of transformers, by hub id or folder."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from pixart_core.encoders.offload import offload_sequentially
+from pixart_core.encoders.offload import letting_go, offload_sequentially
 from pixart_core.encoders.pretrained import loading, locate, refuse_missing, short_name, weight_hash
 from pixart_core.encoders.quantised import Quantization, check_quantization, quantised_arguments
 from pixart_core.errors import UserError
@@ -192,7 +193,7 @@ def load_text_encoder(
     digest = weight_hash(model, untouched=True)
     if quantization != "none":
         del model, info
-        with loading(source, "text_encoder"):
+        with loading(source, "text_encoder"), letting_go(place):
             arguments = quantised_arguments(quantization, torch.device(device), dtype)
             model = model_class.from_pretrained(**place, **arguments)
     if config.is_encoder_decoder and hasattr(model, "get_decoder"):
@@ -206,8 +207,15 @@ def load_text_encoder(
         offload_sequentially(model, device, dtype)
         encoder.offloaded_to = torch.device(device)
     elif quantization == "none":
-        model.to(device=device, dtype=dtype)
+        _move(model, place, torch.device(device), dtype)
     return encoder
+
+
+def _move(model: Any, place: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    """Copy the weights where they must be copied, without all of their files in memory beside the copies."""
+    copied = (model.device, model.dtype) != (device, dtype)
+    with letting_go(place) if copied else contextlib.nullcontext():
+        model.to(device=device, dtype=dtype)
 
 
 def _load_tokenizer(place: dict[str, Any]) -> Any:
