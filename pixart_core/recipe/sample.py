@@ -123,7 +123,7 @@ class SampleStep(Strict):
             raise ValueError("give either sizes or ar, height and width")
         if self.offload != "none" and self.text_encoder_quantization != "none":
             raise ValueError(
-                "give either offload=sequential or text_encoder_quantization: quantised layers stay"
+                "give either offload=sequential or text_encoder_quantization: a quantised encoder stays whole"
             )
         if self.guidance_interval and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval ends before it starts: give [start, end], as in [0.2, 0.8]")
