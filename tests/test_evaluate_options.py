@@ -1,9 +1,14 @@
-"""Cards of evaluations: no paths, and other files within the options make another evaluation."""
+"""Cards of evaluations: no paths, and other files within the options make another evaluation; dry runs."""
 
 import json
 from pathlib import Path
 
+import pytest
+from test_report import make_samples
+
 from pixart_core.artifacts.card import card_for
+from pixart_core.errors import UserError
+from pixart_core.evaluation.evaluate import plan_evaluation
 from pixart_core.recipe.evaluate import EvaluateStep
 
 
@@ -41,3 +46,29 @@ def test_what_changes_no_number_changes_no_card(tmp_path: Path) -> None:
 
     assert text() == text(batch_size=3, device="cpu", cache=str(tmp_path))
     assert text() != text(limit=3)
+
+
+def test_a_dry_run_counts_images_and_refuses_what_the_run_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("asked the hub"))
+    samples = str(make_samples(tmp_path / "samples", 4))
+
+    def plan(**options: object) -> dict:
+        return plan_evaluation(EvaluateStep.model_validate({"samples": {"a": samples}} | options))
+
+    assert plan() == {"images": {"a": 4}}
+    assert plan(limit=3) == {"images": {"a": 3}}
+    with pytest.raises(UserError) as error:
+        plan(bench=("frechet", "fid", "clip"), reference="no/where", clip_model="/no/clip", inception="w.pth")
+    assert str(error.value).splitlines()[0] == "3 things are missing:"
+    with pytest.raises(UserError, match="other is not a folder"):
+        plan(samples={"a": "other"})
+    blind = str(make_samples(tmp_path / "blind", 4, truth=False))
+    with pytest.raises(UserError, match="has no ground truth"):
+        plan(samples={"a": blind})
+    parts = plan(
+        bench=("compbench",), compbench={"categories": ("color",), "chunker": "textblob", "blip": None}
+    )
+    assert [part["size"] for part in parts["missing"]] == ["1.4 GB"]
+    assert not list(tmp_path.rglob(".evaluation"))

@@ -125,8 +125,15 @@ def evaluate(
             name,
             as_json=as_json,
             dry_run=dry_run,
+            planned=_planned(step) if dry_run else None,
             result_as_text=evaluation_in_words,
         )
+
+
+def _planned(step: EvaluateStep) -> dict[str, Any]:
+    from pixart_core.evaluation.evaluate import plan_evaluation
+
+    return plan_evaluation(step)
 
 
 def _check(values: dict[str, Any], given: list[str]) -> None:

@@ -1,5 +1,6 @@
 """`pixart evaluate`: benchmarks on sample sets, then the report."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from pixart_core.artifacts.card import card_for
 from pixart_core.encoders.device import choose_device
 from pixart_core.evaluation.caches import Caches
 from pixart_core.evaluation.clip_bench import clip_results
+from pixart_core.evaluation.compbench.availability import absent_parts
 from pixart_core.evaluation.compbench.layout import read_any_samples
 from pixart_core.evaluation.compbench.parts import Parts
 from pixart_core.evaluation.compbench.score import Scoring, open_compbench
 from pixart_core.evaluation.distance_bench import distance_results, open_reference
-from pixart_core.evaluation.networks import Networks, load_networks
+from pixart_core.evaluation.networks import Networks, check_networks, load_networks
 from pixart_core.evaluation.outcome import Outcome
 from pixart_core.evaluation.paired import pair_pictures
 from pixart_core.evaluation.pictures import Features, Onlooker, look, sampled_pictures
@@ -47,10 +49,7 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
         PixartError: the disk is full; what is cached is kept.
     """
     processes = connect()
-    sets = [
-        read_any_samples(name, Path(str(source))).first(step.limit).of(step.whole.get(name))
-        for name, source in step.samples.items()
-    ]
+    sets = _sample_sets(step)
     runs = [read_training_run(name, Path(str(source))) for name, source in step.runs.items()]
     if "shapes" in step.bench:
         for samples in sets:
@@ -86,6 +85,32 @@ def run_evaluation(step: EvaluateStep, output: Path, progress: Progress) -> dict
     result = _report(outcome, step, sets, runs, output)
     processes.wait()
     return result
+
+
+def plan_evaluation(step: EvaluateStep) -> dict[str, Any]:
+    """What `run_evaluation` would score: {"images": {sample set: count}}; nothing is loaded or looked at.
+
+    Raises:
+        UserError: a sample set, the reference or weights are missing.
+    """
+    sets = _sample_sets(step)
+    if "shapes" in step.bench:
+        for samples in sets:
+            true_scenes(samples)
+    check_networks(step)
+    plan: dict[str, Any] = {"images": {samples.name: len(samples.samples) for samples in sets}}
+    if "compbench" in step.bench:
+        missing, downloads = absent_parts(step.compbench)
+        plan["missing"] = [part.as_json() for part in missing]
+        plan["downloads"] = [dataclasses.asdict(part) for part in downloads]
+    return plan
+
+
+def _sample_sets(step: EvaluateStep) -> list[SampleSet]:
+    return [
+        read_any_samples(name, Path(str(source))).first(step.limit).of(step.whole.get(name))
+        for name, source in step.samples.items()
+    ]
 
 
 def _open_compbench(

@@ -75,7 +75,7 @@ def fid_extractor(protocol: str, weights: Path, device: torch.device) -> Extract
     model, sha256 = load_inception(weights)
     # On a CPU nearly twice as fast; features differ by rounding (2e-5, where the largest is 6.5).
     layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-    model.to(device, memory_format=layout)
+    model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     standard = sha256 == SHA256_PREFIX
     name = f"fid/{protocol}@1" if standard else f"frechet/inception-{sha256}-{protocol}@1"
 
@@ -233,8 +233,11 @@ def _vision_model(name: str, device: torch.device) -> Extractor:
     from transformers import AutoImageProcessor, AutoModel
 
     try:
-        processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-        model = AutoModel.from_pretrained(name)
+        place = locate(name, "image_encoder")  # without it a machine without network tries for a minute
+        processor = AutoImageProcessor.from_pretrained(**place, backend="pil")
+        model = AutoModel.from_pretrained(**place)
+    except UserError as error:
+        raise UserError(f"features: {name} is neither {PIXELS} nor a vision model: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"features: {name} is neither {PIXELS} nor a vision model ({reason})") from error

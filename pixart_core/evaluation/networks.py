@@ -11,6 +11,7 @@ from pixart_core.artifacts.patterns import expand_pattern
 from pixart_core.errors import UserError
 from pixart_core.evaluation.clip_score import ClipScorer, load_clip
 from pixart_core.evaluation.extractors import (
+    PIXELS,
     Extractor,
     cmmd_extractor,
     dinov2_extractor,
@@ -79,7 +80,11 @@ def check_networks(step: EvaluateStep) -> None:
     Raises:
         UserError: everything that is missing, one a line.
     """
-    sources = {"cmmd": step.cmmd_model, "fd-dinov2": step.dinov2_model, "clip": step.clip_model}
+    sources: dict[str, object] = {
+        "cmmd": step.cmmd_model,
+        "fd-dinov2": step.dinov2_model,
+        "clip": step.clip_model,
+    }
     mistakes = _of_reference(step)
     for bench in step.bench:
         try:
@@ -89,6 +94,8 @@ def check_networks(step: EvaluateStep) -> None:
                     mistakes.append(f"inception: no such file {path}; download {DOWNLOAD} and give its path")
             elif bench in sources:
                 locate_model(str(sources[bench]), "clip" if bench == "clip" else "image_encoder", bench)
+            elif bench == "frechet" and step.features != PIXELS:
+                locate_model(str(step.features), "image_encoder", bench)
         except UserError as error:
             mistakes.append(str(error))
     _refuse(mistakes)
