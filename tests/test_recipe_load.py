@@ -1,73 +1,25 @@
-"""Recipes: what a mistake says, what an override reaches, what is written back."""
+"""Recipes: what a mistake says, how they are found, and what is written back."""
 
-import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from recipe_files import GOOD, mistakes, recipe_writer
 
 from pixart_core.errors import UserError
 from pixart_core.recipe import find
-from pixart_core.recipe.document import dump_yaml, parse_document, parse_value
+from pixart_core.recipe.document import dump_yaml, parse_document
 from pixart_core.recipe.find import find_recipe
-from pixart_core.recipe.load import dump_recipe, load_recipe, select_step, step_from_options
+from pixart_core.recipe.load import dump_recipe, load_recipe, select_step
 from pixart_core.recipe.model_counts import parameters
-from pixart_core.recipe.schema import (
-    ConvertStep,
-    EvaluateStep,
-    ExtractFeaturesStep,
-    Recipe,
-    SampleStep,
-    ShapesStep,
-)
-from pixart_core.recipe.training import ModelOptions, MuonOptions, TrainStep
-
-GOOD = """\
-name: tiny
-steps:
-  data:
-    command: shapes
-  features:
-    command: extract-features
-    data: {step: data}
-  first:
-    command: train
-    features: {step: features}
-    model: {}
-    max_train_steps: 10
-    global_batch_size: 8
-    micro_batch_size: 4
-    learning_rate: 2e-5
-    mixed_precision: no
-  second:
-    command: train
-    features: {step: features}
-    init: {step: first}
-    max_train_steps: 20
-    global_batch_size: 8
-    micro_batch_size: 8
-"""
+from pixart_core.recipe.schema import ConvertStep, Recipe, ShapesStep
+from pixart_core.recipe.training import ModelOptions, TrainStep
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-
-    def write(text: str, name: str = "r.yaml") -> str:
-        (tmp_path / name).write_text(textwrap.dedent(text))
-        return name
-
-    return write
-
-
-def mistakes(source: str, overrides: tuple[str, ...] = (), **options: str) -> list[str]:
-    with pytest.raises(UserError) as caught:
-        load_recipe(source, overrides, **options)
-    lines = str(caught.value).splitlines()
-    if len(lines) == 1:
-        return lines
-    assert lines[0].startswith(f"{len(lines) - 1} mistakes")
-    return [line.strip() for line in lines[1:]]
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    return recipe_writer(tmp_path, monkeypatch)
 
 
 def test_every_mistake_is_reported_at_once_with_its_line(write) -> None:
@@ -171,86 +123,6 @@ def test_scientific_numbers_and_bare_no_mean_what_they_say(write) -> None:
     assert step.mixed_precision == "no"
 
 
-def test_overrides_reach_steps_commands_nested_and_top_level_keys(write) -> None:
-    overrides = [
-        "first.learning_rate=1e-4",
-        "second.max-train-steps=7",
-        "second.optimizer.kind=muon",
-        "second.optimizer.momentum=0.9",
-        "first.optimizer.weight-decay=0",
-        "shapes.sizes=[[96, 64]]",
-        "second.init=runs/x",
-        "extract-features.storage=fp16",
-        "output=elsewhere",
-    ]
-    recipe = load_recipe(write(GOOD), overrides)
-    first, second = (select_step(recipe, TrainStep, name)[1] for name in ("first", "second"))
-    assert first.learning_rate == 1e-4
-    assert first.optimizer.kind == "adamw"
-    assert first.optimizer.weight_decay == 0
-    assert second.max_train_steps == 7
-    assert isinstance(second.optimizer, MuonOptions)
-    assert second.optimizer.momentum == 0.9
-    assert second.init == "runs/x"
-    assert select_step(recipe, ShapesStep)[1].sizes == ((96, 64),)
-    assert select_step(recipe, ExtractFeaturesStep)[1].storage == "fp16"
-    assert recipe.output == "elsewhere"
-
-
-def test_mistakes_in_overrides_name_the_override(write) -> None:
-    overrides = (
-        "train.seed=1",
-        "secnd.seed=1",
-        "second.seed=x",
-        "second.micro_batch_sise=2",
-        "second.optimiser.kind=muon",
-        "second.weight_decay=0",
-        "seed=3",
-        "nonsense",
-    )
-    assert mistakes(write(GOOD), overrides) == [
-        "override 'train.seed=1': several train steps, name one: first, second",
-        "override 'secnd.seed=1': no step 'secnd', did you mean second?",
-        "override 'second.optimiser.kind=muon': optimiser: unknown key, did you mean optimizer?",
-        "override 'seed=3': name the step, as in data.seed=...",
-        "override 'nonsense': write it as key=value",
-        "override 'second.seed=x': second.seed: expected a whole number, got \"x\"",
-        "override 'second.micro_batch_sise=2': second.micro_batch_sise: unknown key, "
-        "did you mean micro_batch_size?",
-        "override 'second.weight_decay=0': second.weight_decay: unknown key, did you mean "
-        "second.optimizer.weight_decay?",
-    ]
-
-
-def test_focus_lets_an_override_name_a_field_alone(write) -> None:
-    recipe = load_recipe(write(GOOD), ["seed=5", "optimizer.kind=muon"], focus="second")
-    _, step = select_step(recipe, TrainStep, "second")
-    assert (step.seed, step.optimizer.kind) == (5, "muon")
-    assert select_step(recipe, TrainStep, "first")[1].seed == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e-5", 1e-5),
-        ("007", "007"),
-        ("20_000", 20_000),
-        ("no", "no"),
-        ("true", True),
-        ("", None),
-        ("null", None),
-        ("a fox: red #1", "a fox: red #1"),
-        ("[a, 1]", ["a", 1]),
-        ("{step: a}", {"step": "a"}),
-        ('"1"', "1"),
-    ],
-)
-def test_override_values_are_scalars_or_flow_yaml(text: str, value: object) -> None:
-    parsed = parse_value(text)
-    assert parsed == value
-    assert type(parsed) is type(value)
-
-
 def test_merge_keys_and_anchors_work(write) -> None:
     text = """\
     name: x
@@ -311,22 +183,6 @@ def test_bundled_recipes_are_found_by_name_from_any_folder(
 def test_the_repository_s_own_recipes_all_load() -> None:
     for name in find.bundled_recipes():
         assert isinstance(load_recipe(name), Recipe)
-
-
-def test_flags_and_overrides_of_a_single_command_report_together() -> None:
-    flags = {"checkpoint": "--checkpoint", "limit": "--limit"}
-    with pytest.raises(UserError) as caught:
-        step_from_options(SampleStep, {"limit": 0}, ["sede=3", "steps=2"], flags)
-    message = str(caught.value)
-    assert "--limit: expected a value greater than 0, got 0" in message
-    assert "--checkpoint: missing" in message
-    assert "override 'sede=3': sede: unknown key, did you mean seed?" in message
-    assert "override 'steps=2'" in message
-
-
-def test_a_single_command_has_no_steps_to_refer_to() -> None:
-    with pytest.raises(UserError, match="only inside a recipe"):
-        step_from_options(EvaluateStep, {"samples": {"x": "y"}}, ["reference={step: x}"], {})
 
 
 def test_parameter_estimate_equals_the_published_counts() -> None:
