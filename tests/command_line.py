@@ -1,9 +1,11 @@
 """The command line in the process of a test: its exit code, and what it prints where."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pixart_cli import app
 
@@ -30,3 +32,11 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: object, code: int = 2) -
     assert captured.out == ""
     (line,) = [line for line in captured.err.splitlines() if line.startswith("pixart: error: ")]
     return line.removeprefix("pixart: error: ")
+
+
+def shown_info(path: Path, columns: int = 80) -> str:
+    """What `pixart convert --info` shows about `path`, all of it within `columns`."""
+    result = CliRunner().invoke(app.app, ["convert", "--info", str(path)], env={"COLUMNS": str(columns)})
+    assert result.exit_code == 0, result.stderr
+    assert max(len(line) for line in result.stdout.splitlines()) <= columns
+    return result.stdout
