@@ -9,43 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from command_line import pixart_json
+from drawn_images import sample
 from PIL import Image, PngImagePlugin
-from safetensors.torch import load_file, save_file
 from tiny_pipelines import write_tiny_pipeline
 
-from pixart_cli import app
-from pixart_core.artifacts.card import Card
-from pixart_core.artifacts.checkpoint import ModelFacts
 from pixart_core.artifacts.provenance import Provenance, Settings
 from pixart_core.artifacts.samples import read_samples
-from pixart_core.artifacts.uncond import write_uncond
-from pixart_core.conversion.pipeline import write_pipeline
 from pixart_core.errors import UserError
-from pixart_core.models.files import load_transformer
-from pixart_core.progress import Silent
-from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.again import check_image
-from pixart_core.sampling.sample import run_sampling
-
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
     return write_tiny_pipeline(tmp_path_factory.mktemp("model"))
-
-
-def sample(pipeline: Path, output: Path, **changes) -> Path:
-    options = {
-        "checkpoint": str(pipeline),
-        "prompts": ("a red circle", "two blue squares", "röd <b>"),
-        "num_inference_steps": 4,
-        "negative_prompt": "blue",
-        "seed": 7,
-    }
-    run_sampling(SampleStep(**(options | changes)), output, Silent())
-    return output / "images/000001.png"
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +40,6 @@ def rewrite(image: Path, to: Path, *, change_pixel: int = 0, **told) -> Path:
     info.add_itxt("pixart", json.dumps(text | told))
     Image.fromarray(pixels).save(to, pnginfo=info)
     return to
-
-
-def run(capsys, *arguments: object) -> tuple[int, dict, str]:
-    """Exit code, the JSON on stdout, and stderr of `pixart sample`."""
-    with pytest.raises(SystemExit) as stop:
-        app.main(["sample", *map(str, arguments), "--json"])
-    out, err = capsys.readouterr()
-    return int(stop.value.code or 0), json.loads(out) if out else {}, err
 
 
 def test_png_and_samples_tell_how_an_image_was_made(pipeline, tmp_path) -> None:
@@ -118,13 +87,15 @@ def test_an_image_of_a_batch_is_made_again_from_itself_alone(pipeline, tmp_path,
 
 def test_the_command_reports_and_leaves_nothing(image, pipeline, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    code, result, _ = run(capsys, "--from", image, "--check", "--device", "cpu")
+    code, result, _ = pixart_json(capsys, "sample", "--from", image, "--check", "--device", "cpu")
     assert (code, result["same"]) == (0, True)
     moved = shutil.copy(image, tmp_path / "moved.png")
-    code, result, error = run(capsys, "--from", moved, "--check")
+    code, result, error = pixart_json(capsys, "sample", "--from", moved, "--check")
     assert code == 2
     assert "give --checkpoint" in error
-    code, result, _ = run(capsys, "--from", moved, "--check", "--checkpoint", pipeline, "--device", "cpu")
+    code, result, _ = pixart_json(
+        capsys, "sample", "--from", moved, "--check", "--checkpoint", pipeline, "--device", "cpu"
+    )
     assert (code, result["same"]) == (0, True)
     assert [path.name for path in tmp_path.iterdir()] == ["moved.png"]
 
@@ -133,90 +104,14 @@ def test_a_changed_pixel_is_found_measured_and_fails(image, pipeline, tmp_path, 
     exact = rewrite(image, tmp_path / "exact.png")
     changed = rewrite(image, tmp_path / "changed.png", change_pixel=60)
     options = ("--check", "--checkpoint", pipeline, "--device", "cpu")
-    code, result, error = run(capsys, "--from", changed, *options)
+    code, result, error = pixart_json(capsys, "sample", "--from", changed, *options)
     assert code == 1
     assert "comes out differently" in error
     assert abs(result["max_difference"] - 60) <= 1
     # One of 768 values is off by about 60; the others by rounding at most.
     assert result["psnr"] == pytest.approx(10 * math.log10(255**2 * 768 / 60**2), abs=0.9)
-    assert run(capsys, "--from", changed, *options, "--tolerance", "61")[0] == 0
-    assert run(capsys, "--from", exact, *options)[0] == 0
-
-
-PARTS = {
-    WEIGHTS: "transformer",
-    "vae/diffusion_pytorch_model.safetensors": "VAE",
-    "text_encoder/model.safetensors": "text encoder",
-}
-
-
-def changed(pipeline: Path, to: Path, file: str = WEIGHTS) -> Path:
-    """A copy of `pipeline` with one weight of `file` moved."""
-    other = shutil.copytree(pipeline, to)
-    weights = load_file(other / file)
-    name = max(weights, key=lambda name: (weights[name].ndim, name))
-    weights[name].view(-1)[0] += 1e-3
-    save_file(weights, other / file, metadata={"format": "pt"})
-    return other
-
-
-@pytest.mark.parametrize("file", PARTS)
-def test_other_weights_are_refused_by_their_hash(image, pipeline, tmp_path, file) -> None:
-    other = changed(pipeline, tmp_path / "other", file)
-    with pytest.raises(UserError, match=rf"its {PARTS[file]} has other weights .*give --checkpoint"):
-        check_image(image, str(other), "cpu", 1)
-
-
-def test_another_unconditional_caption_is_refused(pipeline, tmp_path) -> None:
-    model, root = load_transformer(pipeline), str(pipeline)
-    facts = ModelFacts(vae=root, text_encoder=root, uncond="learned")
-    tokens = torch.randn(120, 16, generator=torch.Generator().manual_seed(1))
-    write_pipeline(tmp_path / "p", model, facts, vae=root, text_encoder=root, y_embedding=tokens)
-    Card("pipeline", {}, {}, facts.to_details()).write(tmp_path / "p")
-    image = sample(tmp_path / "p", tmp_path / "set", negative_prompt="")
-    assert check_image(image, None, "cpu", 1)["same"]
-    write_uncond(tmp_path / "p", tokens + 1e-3)
-    with pytest.raises(UserError, match="its unconditional caption has other weights"):
-        check_image(image, None, "cpu", 1)
-    with pytest.raises(UserError, match="its unconditional caption has other weights"):
-        check_image(image, str(pipeline), "cpu", 1)  # which encodes the empty caption
-
-
-def test_a_checkpoint_that_changed_since_draws_from_an_image_only_when_it_is_given(
-    pipeline, tmp_path, capsys
-) -> None:
-    checkpoint = shutil.copytree(pipeline, tmp_path / "model")
-    image = sample(checkpoint, tmp_path / "set")
-    options = ("--from", image, "--output", tmp_path / "again", "--device", "cpu")
-    shutil.rmtree(checkpoint)
-    changed(pipeline, checkpoint)
-    code, _, error = run(capsys, *options)
-    assert code == 2
-    assert "its transformer has other weights" in error
-    assert not list((tmp_path / "again").glob("images/*"))
-    for more in ([], ["--set", "seed=3"]):
-        assert run(capsys, *options, *more)[0] == 2
-    shutil.rmtree(tmp_path / "again")
-    assert run(capsys, *options, "--checkpoint", checkpoint)[0] == 0
-    told = Provenance.read(tmp_path / "again/images/000000.png").settings.weights
-    before = Provenance.read(image).settings.weights
-    assert {part for part in told if told[part] != before[part]} == {"transformer"}
-
-
-def test_weights_in_another_type_are_no_other_weights(pipeline, image, tmp_path, capsys) -> None:
-    options = ("--from", image, "--output", tmp_path / "bf16", "--device", "cpu", "--set", "dtype=bf16")
-    code, _, error = run(capsys, *options)
-    assert code == 0, error
-    told = Provenance.read(tmp_path / "bf16/images/000000.png").settings.weights
-    before = Provenance.read(image).settings.weights
-    assert {part for part in told if told[part] != before[part]} == {"transformer"}
-
-
-def test_hashes_asked_for_hold_in_a_recipe_too(pipeline, tmp_path) -> None:
-    weights = Provenance.read(sample(pipeline, tmp_path / "a")).settings.weights
-    sample(pipeline, tmp_path / "b", weights=weights)
-    with pytest.raises(UserError, match="its VAE has other weights"):
-        sample(pipeline, tmp_path / "c", weights=weights | {"vae": "0123456789abcdef"})
+    assert pixart_json(capsys, "sample", "--from", changed, *options, "--tolerance", "61")[0] == 0
+    assert pixart_json(capsys, "sample", "--from", exact, *options)[0] == 0
 
 
 def test_other_versions_are_told(image, pipeline, tmp_path) -> None:
@@ -268,8 +163,8 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_an_image_is_drawn_again_with_changes(image, pipeline, tmp_path, capsys) -> None:
     def again(name: str, *changes: str) -> tuple[np.ndarray, dict]:
-        code, _, error = run(
-            capsys, "--from", image, "--output", tmp_path / name, "--device", "cpu", *changes
+        code, _, error = pixart_json(
+            capsys, "sample", "--from", image, "--output", tmp_path / name, "--device", "cpu", *changes
         )
         assert code == 0, error
         row = (tmp_path / name / "samples.jsonl").read_text()
@@ -305,7 +200,9 @@ def test_an_image_is_drawn_again_with_changes(image, pipeline, tmp_path, capsys)
     ],
 )
 def test_mistakes_with_from_are_told(image, capsys, arguments, message) -> None:
-    code, _, error = run(capsys, *(str(image) if word == "IMAGE" else word for word in arguments))
+    code, _, error = pixart_json(
+        capsys, "sample", *(str(image) if word == "IMAGE" else word for word in arguments)
+    )
     assert code == 2
     assert message in error
 
