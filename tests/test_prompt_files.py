@@ -13,6 +13,7 @@ from pixart_core.artifacts.samples import SampleRecord, read_samples
 from pixart_core.errors import UserError
 from pixart_core.progress import Silent
 from pixart_core.recipe.estimate import estimate
+from pixart_core.recipe.load import step_from_options
 from pixart_core.recipe.prompts import read_prompt_file
 from pixart_core.recipe.schema import SampleStep
 from pixart_core.sampling.requests import read_requests
@@ -127,6 +128,8 @@ def test_each_image_is_drawn_as_if_its_options_were_those_of_all(pipeline, tmp_p
         ("p.jsonl", '{"prompt": "a", "num_inference_steps": 1001}\n', "prompt 000000: .*at most 1000"),
         ("p.jsonl", '{"prompt": "a", "id": "000001"}\n{"prompt": "b"}\n', "two prompts have the id '000001'"),
         ("p.jsonl", '{"prompt": "a", "seed": -1}\n{"prompt": "b", "width": 0}\n', "2 mistakes:"),
+        ("p.jsonl", '{"prompt": "\\ud83d cut"}\n', "p.jsonl:1: prompt: is no text that can be written"),
+        ("p.jsonl", '{"prompt": "a", "negative_prompt": "\\udca9"}\n', "1: negative_prompt: is no text"),
         ("p.jsonl", "\n", "holds no prompts"),
         ("p.csv", "prompt,sede\na,3\n", "p.csv:1: unknown column 'sede', did you mean seed"),
         ("p.csv", "seed\n3\n", "p.csv:1: no column named prompt"),
@@ -141,6 +144,14 @@ def test_mistakes_in_a_file_are_told_with_their_lines(tmp_path, name, content, m
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         requests(tmp_path / name)
+
+
+def test_an_argument_that_is_no_text_is_one_mistake() -> None:
+    """As a shell of another encoding passes it; defaults that follow from the sampler are not to blame."""
+    with pytest.raises(UserError) as error:
+        step_from_options(SampleStep, {"checkpoint": "x", "prompts": ["\udcff fox"]}, [], {})
+    assert str(error.value).count("is no text that can be written") == 1
+    assert "\n" not in str(error.value)
 
 
 def test_a_dry_run_counts_what_would_be_drawn(tmp_path) -> None:

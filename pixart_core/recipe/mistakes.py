@@ -58,7 +58,9 @@ def dotted(path: Path) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[Mistake]:
     """Turn every error about `data` read as `model` into a `Mistake`."""
-    placed = [(_place(item["loc"], model), dict(item)) for item in error.errors(include_url=False)]
+    # Defaults that follow from other fields are not known beside a mistake, and no mistake themselves.
+    told = [item for item in error.errors(include_url=False) if item["type"] != "default_factory_not_called"]
+    placed = [(_place(item["loc"], model), dict(item)) for item in told]
     mistakes: list[Mistake] = []
     for place, item in placed:
         if place.choice is None:

@@ -37,6 +37,18 @@ def _check_ratio(text: str) -> str:
 AspectRatio = Annotated[str, AfterValidator(_check_ratio)]
 
 
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is no text that can be written (it holds half a character)") from error
+    return text
+
+
+# What files can hold: no lone surrogates, as broken JSON and arguments of other encodings bring them.
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
 def check_one_size(ar: str | None, height: int | None, width: int | None) -> None:
     """Raises:
     ValueError: half a size, or two of them."""
@@ -55,13 +67,13 @@ class PromptOptions(Strict):
         meta: ground truth, which a JSONL file may bring along for evaluation.
     """
 
-    prompt: str
-    id: str | None = None
+    prompt: Text
+    id: Text | None = None
     seed: NonNegativeInt | None = Field(default=None, lt=2**63)
     height: PositiveInt | None = None
     width: PositiveInt | None = None
     ar: AspectRatio | None = None
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     guidance_scale: NonNegativeFloat | None = Field(default=None, allow_inf_nan=False)
     num_inference_steps: PositiveInt | None = None
     images_per_prompt: PositiveInt | None = None

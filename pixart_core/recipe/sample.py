@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from pixart_core.recipe.base import Fraction, Source, Strict
-from pixart_core.recipe.prompts import AspectRatio, check_one_size
+from pixart_core.recipe.prompts import AspectRatio, Text, check_one_size
 
 Weights = Literal["transformer", "vae", "text_encoder", "uncond"]
 Sampler = Literal["dpm-solver", "sa-solver", "iddpm", "ddim", "lcm"]
@@ -47,7 +47,7 @@ class SampleStep(Strict):
         description="Pipeline folder, a checkpoint of `pixart train`, or a hub id such as "
         "PixArt-alpha/PixArt-XL-2-512x512, with @REVISION for another than the newest."
     )
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Text, ...] = ()
     prompts_file: Source | None = Field(
         None,
         description="Text file, JSONL or CSV (with seed, ar, height, width, negative_prompt, guidance_scale, "
@@ -84,7 +84,7 @@ class SampleStep(Strict):
         description="[start, end]: guide only between these shares of the noise schedule, 0 being pure noise "
         "and 1 the picture; default: always.",
     )
-    negative_prompt: str = ""
+    negative_prompt: Text = ""
     images_per_prompt: PositiveInt = 1
     batch_size: PositiveInt = 32
     dtype: Literal["fp32", "bf16"] = "fp32"
