@@ -407,6 +407,23 @@ def test_answers_of_torn_batches_do_not_count_and_the_first_answer_stays(tmp_pat
     assert AnswerCache(tmp_path, "model").answer("e", "q") == 3
 
 
+def test_a_batch_with_a_flipped_bit_does_not_count(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path, "model")
+    cache.append([("a", "q", 0.25), ("b", "q", 0.5)])
+    cache.append([("c", "q", "line\nbreaks\n\n")])
+    (own,) = (tmp_path / "model").iterdir()
+    whole = own.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        own.write_bytes(damaged)
+        again = AnswerCache(tmp_path, "model")
+        expected = {("a", "q"): 0.25, ("b", "q"): 0.5, ("c", "q"): "line\nbreaks\n\n"}
+        kept = {key: again.answer(*key) for key in expected if key in again}
+        assert kept.items() <= expected.items()
+        assert len(kept) >= 1
+
+
 def test_a_cache_that_cannot_be_written_is_a_failure_with_a_name(tmp_path: Path) -> None:
     cache = AnswerCache(tmp_path, "model")
     shutil.rmtree(cache.folder)

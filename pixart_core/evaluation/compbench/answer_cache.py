@@ -1,7 +1,8 @@
 """What a model said of an image, on disk: by the image's bytes, the model and the question.
 
-JSON Lines of (digest, question, answer); a batch ends with an empty line, without which it does not count:
-a killed run loses one batch. Every run appends to a file of its own, so several may work at once.
+JSON Lines of (digest, question, answer); a batch ends with the xxh3 of its lines and an empty line. A batch
+that was cut off or damaged does not count: a killed run loses one. Every run appends to a file of its own,
+so several may work at once.
 """
 
 import json
@@ -10,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from pixart_core.errors import PixartError, UserError
 
@@ -66,25 +69,27 @@ class AnswerCache:
         if not new:
             return
         lines = [json.dumps([*key, answer], ensure_ascii=False) for key, answer in new.items()]
+        batch = "\n".join(lines).encode()
         try:
             if self._own is None:
                 self._own = self.folder / f"{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
             with self._own.open("ab") as file:
                 # The empty line before it ends what a full disk may have left of the batch before.
-                file.write(("\n\n" + "\n".join(lines) + "\n\n").encode())
+                file.write(b"\n\n" + batch + b"\n" + _hash_of(batch) + b"\n\n")
         except OSError as error:
             raise PixartError(f"cannot write the cache {self.folder}: {error.strerror or error}") from error
         # As it will be read again: tuples are lists, floats their shortest form.
         self._answers |= {(row[0], row[1]): row[2] for row in map(json.loads, lines)}
 
 
+def _hash_of(batch: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(batch).encode()
+
+
 def _whole_rows(content: bytes) -> Iterator[Row]:
     """Rows of all batches that were written to their end; a damaged batch counts as absent."""
     *batches, _ = content.split(b"\n\n")
-    for batch in batches:
-        try:
-            rows = [json.loads(line) for line in batch.split(b"\n") if line]
-        except ValueError:
-            continue
-        if all(isinstance(row, list) and len(row) == 3 for row in rows):
-            yield from ((str(row[0]), str(row[1]), row[2]) for row in rows)
+    for part in batches:
+        batch, _, told = part.strip(b"\n").rpartition(b"\n")
+        if batch and told == _hash_of(batch):
+            yield from ((row[0], row[1], row[2]) for row in map(json.loads, batch.split(b"\n")))
