@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from evaluations import evaluate_and_kill, evaluate_as_the_second
 from inception_weights import save_weights
 from PIL import Image
 from test_report import Page, make_samples
@@ -20,31 +17,10 @@ from tiny_vision import save_clip, save_dinov2
 from pixart_core.errors import UserError
 from pixart_core.evaluation import evaluate as front
 from pixart_core.evaluation.evaluate import run_evaluation
-from pixart_core.launch import Processes
 from pixart_core.progress import Silent
 from pixart_core.recipe.evaluate import EvaluateStep
 
 FILES = ("report.json", "report.html", "report.md", "card.json")
-
-KILLED = """
-import os, pathlib, signal, sys
-from pixart_core.evaluation import feature_cache
-from pixart_core.evaluation.evaluate import run_evaluation
-from pixart_core.progress import Silent
-from pixart_core.recipe.evaluate import EvaluateStep
-whole, calls = feature_cache.FeatureCache.append, []
-
-def append(self, digests, rows):
-    calls.append(1)
-    whole(self, digests, rows)
-    if len(calls) == 5:  # the frame is cut off in its middle, as a kill within a write leaves it
-        os.truncate(self._own, self._own.stat().st_size - 10)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-feature_cache.FeatureCache.append = append
-step = EvaluateStep.model_validate_json(sys.argv[1])
-run_evaluation(step, pathlib.Path(sys.argv[2]), Silent())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +72,7 @@ def test_killed_in_the_middle_of_a_write_it_ends_with_the_same_bytes(
     tmp_path: Path, given: dict[str, str], undisturbed: tuple[dict[str, Any], dict[str, bytes]]
 ) -> None:
     output = tmp_path / "report"
-    arguments = [sys.executable, "-c", KILLED, step(given).model_dump_json(), str(output)]
-    child = subprocess.run(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-    assert child.returncode == -signal.SIGKILL
-    assert not (output / "report.json").exists()
+    evaluate_and_kill(step(given), output, batch=5)
     assert run(step(given), output)[1] == undisturbed[1]
 
 
@@ -109,14 +82,8 @@ def test_two_processes_end_with_the_same_bytes(
     given: dict[str, str],
     undisturbed: tuple[dict[str, Any], dict[str, bytes]],
 ) -> None:
-    monkeypatch.setattr(Processes, "wait", lambda self: None)
     output = tmp_path / "report"
-    # The scan of the reference is the first process's work, for which the second waits.
-    run_evaluation(step(given, bench=("frechet",)), tmp_path / "scan", Silent())
-    monkeypatch.setattr(front, "connect", lambda: Processes(rank=1, count=2))
-    assert run_evaluation(step(given), output, Silent()) == {"output": str(output)}
-    assert not (output / "report.json").exists()
-    monkeypatch.setattr(front, "connect", lambda: Processes(rank=0, count=2))
+    evaluate_as_the_second(step(given), output, monkeypatch)
     assert run(step(given), output)[1] == undisturbed[1]
 
 

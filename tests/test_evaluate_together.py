@@ -1,10 +1,6 @@
 """All benches in one command: every image is read once; kills and processes change no byte of the report."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,8 @@ import numpy as np
 import pytest
 import tiny_blip
 from compbench_samples import PROMPTS, write_prompts
+from evaluations import evaluate_and_kill, evaluate_as_the_second
+from folders import contents
 from inception_weights import save_weights
 from PIL import Image
 from test_report import Page, make_samples
@@ -23,7 +21,6 @@ from pixart_core.evaluation import evaluate as front
 from pixart_core.evaluation import pictures
 from pixart_core.evaluation.evaluate import run_evaluation
 from pixart_core.evaluation.sample_set import SampleSet
-from pixart_core.launch import Processes
 from pixart_core.progress import Silent
 from pixart_core.recipe.compbench import CATEGORIES
 from pixart_core.recipe.evaluate import EvaluateStep
@@ -31,31 +28,6 @@ from pixart_core.recipe.evaluate import EvaluateStep
 EACH = 2  # prompts of a category
 Undisturbed = tuple[Path, Counter[str], Counter[str]]
 BENCHES = ("shapes", "clip", "fid", "cmmd", "fd-dinov2", "frechet", "compbench")
-
-# Dies at the `count`-th batch that any model has seen, when half of what it found is written.
-KILLED = """
-import os, pathlib, signal, sys
-from pixart_core.evaluation import feature_cache
-from pixart_core.evaluation.compbench import answer_cache
-from pixart_core.evaluation.evaluate import run_evaluation
-from pixart_core.progress import Silent
-from pixart_core.recipe.evaluate import EvaluateStep
-calls, count = [], int(sys.argv[3])
-
-def cut(kind, name):
-    whole = getattr(kind, name)
-    def append(self, *args):
-        calls.append(1)
-        whole(self, *args)
-        if len(calls) == count:
-            os.truncate(self._own, self._own.stat().st_size - 10)
-            os.kill(os.getpid(), signal.SIGKILL)
-    setattr(kind, name, append)
-
-cut(feature_cache.FeatureCache, "append")
-cut(answer_cache.AnswerCache, "append")
-run_evaluation(EvaluateStep.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2]), Silent())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +74,6 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> EvaluateStep:
         "device": "cpu",
     }
     return EvaluateStep.model_validate(values)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder`."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -172,14 +138,11 @@ def test_an_evaluation_killed_twice_ends_with_the_same_folder(
     tmp_path: Path, asked: EvaluateStep, undisturbed: Undisturbed
 ) -> None:
     output = tmp_path / "report"
-    for count in ("9", "11"):  # among features, then among answers
-        arguments = [sys.executable, "-c", KILLED, asked.model_dump_json(), str(output), count]
-        child = subprocess.run(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
-        assert child.returncode == -signal.SIGKILL
-        assert not (output / "report.json").exists()
+    for batch in (9, 11):  # among features, then among answers
+        evaluate_and_kill(asked, output, batch)
     assert list((tmp_path / ".evaluation").glob("*/*.answers.jsonl"))
     run_evaluation(asked, output, Silent())
-    assert content(output) == content(undisturbed[0])
+    assert contents(output) == contents(undisturbed[0])
 
 
 def test_two_processes_end_with_the_same_folder(
@@ -188,16 +151,10 @@ def test_two_processes_end_with_the_same_folder(
     asked: EvaluateStep,
     undisturbed: Undisturbed,
 ) -> None:
-    monkeypatch.setattr(Processes, "wait", lambda self: None)
     output = tmp_path / "report"
-    # The scan of the reference is the first process's work, for which the second waits.
-    run_evaluation(asked.model_copy(update={"bench": ("frechet",)}), tmp_path / "scan", Silent())
-    monkeypatch.setattr(front, "connect", lambda: Processes(rank=1, count=2))
-    assert run_evaluation(asked, output, Silent()) == {"output": str(output)}
-    assert not (output / "report.json").exists()
-    monkeypatch.setattr(front, "connect", lambda: Processes(rank=0, count=2))
+    evaluate_as_the_second(asked, output, monkeypatch)
     run_evaluation(asked, output, Silent())
-    assert content(output) == content(undisturbed[0])
+    assert contents(output) == contents(undisturbed[0])
 
 
 def test_the_page_of_everything_loads_nothing_and_shows_each_protocol_once(
@@ -210,5 +167,5 @@ def test_the_page_of_everything_loads_nothing_and_shows_each_protocol_once(
     metrics = json.loads((folder / "report.json").read_text())["metrics"]["new"]
     categories = metrics.pop("compbench")["categories"]
     protocols = {*metrics, *(result["protocol"] for result in categories.values())} - {"shapes"}
-    assert {"report.json", "report.html", "report.md", "card.json"} < set(content(folder))
+    assert {"report.json", "report.html", "report.md", "card.json"} < set(contents(folder))
     assert sorted(p for p in protocols if p not in page.text) == []
