@@ -111,7 +111,7 @@ def test_every_score_is_in_the_result_and_in_the_summary(chain: Chain, result: d
     told = [line.split() for line in chain.run().splitlines()]
     words = {line[0]: line[1].rstrip(",") for line in told if len(line) > 1}
     for name, found in early.items():
-        assert words[name] == f"{found['value' if 'value' in found else 'score']:.3f}"
+        assert words[name] == (f"{found['value']:.4g}" if "value" in found else f"{found['score']:.3f}")
     for name, found in late["compbench"]["categories"].items():
         assert words[f"compbench/{name}"] == f"{found['score']:.3f}"
     assert ["report:", str(chain.root / "fid" / "report.html")] in told
