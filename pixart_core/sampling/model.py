@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pixart_core.artifacts.checkpoint import ModelFacts
+from pixart_core.encoders.offload import letting_go
 from pixart_core.encoders.vae import load_vae, vae_downsampling
 from pixart_core.models.files import load_transformer
 from pixart_core.models.pixart import PixArtTransformer
@@ -100,14 +101,18 @@ def load_model(
     Raises:
         UserError: weights that are not there, damaged, or do not fit their config.
     """
-    transformer = load_transformer(fetch_weights(outline))
+    folder = fetch_weights(outline)
+    transformer = load_transformer(folder)
     assert isinstance(transformer, PixArtTransformer)
+    if (device.type, dtype) != ("cpu", torch.float32):  # else the weights stay pages of their file
+        with letting_go({"pretrained_model_name_or_path": str(folder)}):
+            transformer.to(device, dtype)
     vae = load_vae(outline.facts.vae, "cpu" if vae_waits else device)
     if vae_tiling:
         vae.enable_tiling()
     return SamplingModel(
         source=outline.source,
-        transformer=transformer.eval().requires_grad_(False).to(device, dtype),
+        transformer=transformer.eval().requires_grad_(False),
         vae=vae,
         facts=outline.facts,
         learned_uncond=outline.learned_uncond,
