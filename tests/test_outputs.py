@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import pixart
 
-from pixart_cli import app
 from pixart_cli.outputs import check_output, default_output
 from pixart_core.artifacts.card import card_for
 from pixart_core.errors import UserError
@@ -94,9 +94,7 @@ def test_what_cannot_be_read_or_written_is_one_line_and_exit_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("name: tiny\nsteps:\n  data: {command: shapes}\n")
-    with pytest.raises(SystemExit) as caught:
-        app.main(args)
-    assert caught.value.code == 2
+    assert pixart(*args) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("pixart: error: cannot ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import pixart, pixart_json
 from PIL import Image
 from tiny_pipelines import open_model, write_tiny_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
-from pixart_cli import app
 from pixart_core.artifacts.samples import SampleRecord, write_image
 from pixart_core.errors import UserError
 from pixart_core.models import files
@@ -50,10 +50,8 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[int, dict[str, Any], str]:
-        with pytest.raises(SystemExit) as stop:
-            app.main(["sample", "--device", "cpu", *map(str, arguments), "--json"])
-        out, err = capsys.readouterr()
-        return int(stop.value.code or 0), json.loads(out) if out else {}, (err.splitlines() or [""])[-1]
+        code, told, err = pixart_json(capsys, "sample", "--device", "cpu", *arguments)
+        return code, told, (err.splitlines() or [""])[-1]
 
     return run
 
@@ -166,8 +164,7 @@ def test_what_is_drawn_already_is_told(pipeline: Path, tmp_path: Path, run: Run,
     told = run(*options, "--dry-run")[1]["estimate"]
     assert (told["there"], told["batches"], told["batches_left"]) == (2, 2, 1)
     assert 3 * told["flops_left"] == 2 * told["flops"]  # the batch is drawn whole
-    with pytest.raises(SystemExit):
-        app.main(["sample", *map(str, options), "--device", "cpu", "--dry-run"])
+    assert pixart("sample", *options, "--device", "cpu", "--dry-run") == 0
     page = capsys.readouterr().out
     assert "3 of 3 prompts, 2 of them there already" in page
     assert "2 of at most 2, 1 left to draw" in page

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from folders import contents
 from tiny_pipelines import write_tiny_pipeline
 
 from pixart_cli import launching, runners
@@ -48,10 +49,6 @@ def pixart(*args: str, fault: str) -> "subprocess.CompletedProcess[str]":
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     command = [sys.executable, "-c", PIXART, *args]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_a_process_that_dies_ends_all_with_one_line_and_its_images_stay(

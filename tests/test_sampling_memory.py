@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from folders import contents
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import open_model, write_tiny_pipeline
@@ -45,15 +46,11 @@ def sample(pipeline: Path, output: Path, **changes) -> dict:
     return run_sampling(SampleStep(**(options | changes)), output, Silent())
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_layer_by_layer_is_the_same_byte_for_byte(pipeline, tmp_path, dtype) -> None:
     sample(pipeline, tmp_path / "whole", dtype=dtype)
     sample(pipeline, tmp_path / "layers", dtype=dtype, offload="sequential")
-    assert files(tmp_path / "whole") == files(tmp_path / "layers")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "layers")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +172,7 @@ def test_the_result_tells_the_peaks_of_each_part_and_files_do_not(pipeline, tmp_
     assert list(result["memory"]) == ["text_encoder", "loading", "denoising", "decoding", "peak"]
     assert all(0 < part["unmapped"] < part["resident"] for part in result["memory"].values())
     json.dumps(result)
-    assert not any(b"resident" in content for content in files(tmp_path / "set").values())
+    assert not any(b"resident" in content for content in contents(tmp_path / "set").values())
 
 
 def test_tiles_are_those_of_diffusers_and_small_pictures_have_none(pipeline) -> None:

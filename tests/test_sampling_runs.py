@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import contents
 from tiny_pipelines import write_tiny_pipeline
 
 from pixart_core.artifacts import publish
@@ -40,10 +41,6 @@ LAUNCHES: list[Launch] = [
     ("shared", 3, 5), ("shared", 2, 3), ("shared", 1, None),
 ]  # fmt: skip
 Results = dict[str, list[dict[str, Any]]]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 @pytest.fixture(scope="module")
