@@ -30,7 +30,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR",
-            help="Output of pixart sample; may be repeated. With bench compbench alone: default, the newest "
+            help="Output of pixart sample; may be repeated. With bench compbench: default, the newest "
             "checkpoint below runs/ is sampled.",
             show_default=False,
         ),
