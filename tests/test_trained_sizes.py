@@ -251,6 +251,8 @@ def test_the_quickstart_draws_at_sizes_that_it_trains() -> None:
     assert default_size(CONFIG, 8, small) == (64, 64)
     large = bucket_table(steps["features_large"].aspect_buckets, 1)
     assert [size for size in steps["samples_stage3"].sizes if how_far(size, large)] == []
+    assert default_size(dataclasses.replace(CONFIG, sample_size=48), 2, large) in large
+    assert default_size(dataclasses.replace(CONFIG, sample_size=48), 2, [*large, (96, 96)]) == (96, 96)
 
 
 def test_old_cards_without_sizes_are_read(pipeline, tmp_path) -> None:

@@ -67,10 +67,14 @@ def how_far(size: Size, trained: Sequence[Size]) -> Distance | None:
 
 
 def default_size(config: TransformerConfig, pixels_per_latent: int, trained: Sequence[Size]) -> Size:
-    """The square that the positions are made for; where it is far from `trained`, the squarest of those."""
+    """The square that the positions are made for; where it was not trained on, the squarest of `trained`.
+
+    A model of 64x96 and 96x64 draws its things double or cut off at 96x96.
+    """
     side = config.sample_size * pixels_per_latent
-    if how_far((side, side), trained) is None:
-        return side, side
+    square = (side, side)
+    if square in trained or (len(trained) == 1 and how_far(square, trained) is None):
+        return square
     return min(trained, key=lambda size: (max(size) / min(size), -size[0] * size[1]))
 
 
