@@ -1,6 +1,6 @@
 """`pixart sample --from IMAGE`: its options with changes, or a check that it comes out the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,19 @@ def check(
 
     with stdout_to_stderr():
         result = check_image(image, values["checkpoint"], values["device"], tolerance)
-    show(result, as_json=as_json)
+    show(result, as_json=as_json, as_text=_in_words)
     if not result["same"]:
         notes = f" ({'; '.join(result['notes'])})" if result["notes"] else ""
         raise PixartError(
             f"{image} comes out differently: by {result['max_difference']} of 255, {result['psnr']} dB{notes}"
         )
+
+
+def _in_words(result: Mapping[str, Any]) -> str:
+    verdict = "the same" if result["same"] else "different"
+    psnr = f", {result['psnr']:g} dB" if result["psnr"] is not None else ""
+    line = (
+        f"{result['image']}: {verdict}, largest difference {result['max_difference']} of 255{psnr} "
+        f"(tolerance {result['tolerance']:g})"
+    )
+    return "\n".join([line, f"checkpoint: {result['checkpoint']}", *(f"note: {n}" for n in result["notes"])])

@@ -50,7 +50,7 @@ def changed(pipeline: Path, to: Path, file: str = WEIGHTS) -> Path:
 @pytest.mark.parametrize("file", PARTS)
 def test_other_weights_are_refused_by_their_hash(image, pipeline, tmp_path, file) -> None:
     other = changed(pipeline, tmp_path / "other", file)
-    with pytest.raises(UserError, match=rf"its {PARTS[file]} has other weights .*give --checkpoint"):
+    with pytest.raises(UserError, match=rf"its {PARTS[file]} has other weights .*give the --checkpoint"):
         check_image(image, str(other), "cpu", 1)
 
 

@@ -138,12 +138,33 @@ def test_each_image_is_drawn_as_if_its_options_were_those_of_all(pipeline, tmp_p
         ("p.csv", 'prompt,seed\n"a,3\n', "p.csv: not CSV after line 1"),
         ("p.csv", "prompt,seed\n,3\n", "p.csv:2: prompt: "),
         ("p.csv", "", "no column named prompt"),
+        (
+            "p.jsonl",
+            '{"prompt": "a"\n{"prompt": 1}\n["b"]\n',
+            "(?s)3 mistakes:.*1: not JSON.*2: prompt: .*3: e",
+        ),
+        ("p.csv", "prompt,ar\na, b,1:2\nc,2\n", "(?s)2 mistakes:.*csv:2: more cells.*csv:3: ar: "),
+        ("p.csv", "prompt,guidance_scale\na,nan\n", "p.csv:2: guidance_scale: expected a finite number, got"),
     ],
 )
 def test_mistakes_in_a_file_are_told_with_their_lines(tmp_path, name, content, message) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         requests(tmp_path / name)
+
+
+def test_a_file_of_another_encoding_and_a_folder_are_told_as_such(tmp_path) -> None:
+    (tmp_path / "p.csv").write_bytes("prompt\na\nsœur\n".encode("utf-16"))
+    (tmp_path / "p.txt").write_bytes("a\nété\n".encode("latin-1"))
+    (tmp_path / "excel.csv").write_bytes("\ufeffprompt,ar\r\nété,1:2\r\n".encode())
+    with pytest.raises(UserError, match=r"p.csv:\d: not UTF-8"):
+        read_prompt_file(tmp_path / "p.csv")
+    with pytest.raises(UserError, match=r"p.txt:2: not UTF-8"):
+        read_prompt_file(tmp_path / "p.txt")
+    with pytest.raises(UserError, match="is a folder without a manifest"):
+        read_prompt_file(tmp_path)
+    (row,) = read_prompt_file(tmp_path / "excel.csv")
+    assert (row.prompt, row.ar) == ("été", "1:2")
 
 
 def test_an_argument_that_is_no_text_is_one_mistake() -> None:

@@ -176,6 +176,8 @@ def _plain(kind: str, message: str, value: Any) -> str:
         return f"only letters, digits and . _ - may be used, a letter or digit first{got}"
     if kind in ("too_short", "too_long"):
         return re.sub(r"^(Tuple|Dictionary|List) should", "should", message)
+    if kind == "finite_number":
+        return f"expected a finite number{got}"
     return message.replace("Input should be", "expected a value", 1) + got
 
 

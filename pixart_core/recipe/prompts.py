@@ -96,12 +96,9 @@ def read_prompt_file(path: Path) -> list[PromptOptions]:
     Raises:
         UserError: it cannot be read, holds no prompt, or has mistakes (each told with its line).
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: {error}") from error
+    text = _read_text(path)
     if path.suffix.lower() == ".jsonl":
-        prompts = _read_rows(path, _json_rows(path, text))
+        prompts = _read_rows(path, _json_rows(text))
     elif path.suffix.lower() == ".csv":
         prompts = _read_rows(path, _csv_rows(path, text))
     else:
@@ -112,10 +109,24 @@ def read_prompt_file(path: Path) -> list[PromptOptions]:
     return prompts
 
 
-Row = tuple[int, dict[str, Any]]  # line of the file, its fields
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder without a manifest; give a file of prompts") from error
+    except OSError as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from error
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8; save the file in that encoding") from error
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
+Row = tuple[int, dict[str, Any] | str]  # line of the file, its fields, or why it has none
+
+
+def _json_rows(text: str) -> Iterator[Row]:
     # Not splitlines: JSON may hold U+2028 as it is.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -123,10 +134,9 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f'{path}:{number}: expected an object as {{"prompt": "a red fox"}}')
-        yield number, row
+            yield number, f"not JSON ({error})"
+            continue
+        yield number, row if isinstance(row, dict) else 'expected an object as {"prompt": "a red fox"}'
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[Row]:
@@ -141,9 +151,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
             raise UserError(f"{path}:1: no column named prompt; the first line names the columns")
         for row in reader:
             if None in row:
-                raise UserError(
-                    f"{path}:{reader.line_num}: more cells than columns; quote commas in a prompt"
-                )
+                yield reader.line_num, "more cells than columns; quote commas in a prompt"
+                continue
             yield reader.line_num, {column: cell for column, cell in row.items() if cell}
     except csv.Error as error:
         raise UserError(f"{path}: not CSV after line {reader.line_num} ({error})") from error
@@ -153,6 +162,9 @@ def _read_rows(path: Path, rows: Iterator[Row]) -> list[PromptOptions]:
     prompts, wrong = [], []
     lines: dict[str, int] = {}
     for number, row in rows:
+        if isinstance(row, str):
+            wrong.append(f"{path}:{number}: {row}")
+            continue
         given = {name: value for name, value in row.items() if value is not None}
         if isinstance(given.get("id"), int):
             given["id"] = str(given["id"])

@@ -81,7 +81,7 @@ def refuse_other_weights(
         if actual[part] != expected:
             raise UserError(
                 f"{source}: its {_NAMES[part]} has other weights ({actual[part]}) than {whose} ({expected}); "
-                "give --checkpoint"
+                "give the --checkpoint that has them"
             )
 
 
