@@ -37,7 +37,7 @@ steps:
 METRICS = {
     "new": {
         "shapes": {
-            "exact": {"score": 0.5, "exact_minus_null": 0.4},
+            "exact": {"score": 0.5, "exact_minus_null": 0.4, "ci95": [0.25, 0.5]},
             "partial": {"scored": 4, "of": 9},
         },
         "fid/x@1": {"value": 12.3456, "jackknife_se": 0.5},

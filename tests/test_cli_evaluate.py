@@ -38,9 +38,9 @@ def test_scores_are_lines_for_a_person_and_everything_with_json(
     told = capsys.readouterr().out.splitlines()
     assert told == [
         "new",
-        "  shapes/exact        0.500, +0.400 against its null (of 4 of 9 samples)",
-        "  fid/x@1             12.35 ± 0.5",
-        "  kid/x@1             -0.00012 ± 3e-05",
+        "  shapes/exact        0.500, +0.400 [+0.250, +0.500] against its null (4 of 9 samples)",
+        "  fid/x@1             12.35 ± 0.50",
+        "  kid/x@1             -0.000120 ± 0.000030",
         "  clip/x@1            0.300, without a null",
         "  compbench/numeracy  0.250, +0.100 against its null (partial)",
     ]

@@ -135,13 +135,14 @@ def _paired(report: Mapping[str, Any]) -> list[str]:
             *(escaped(row[key]) for key in ("a", "b")),
             number(row["difference"], 4),
             interval(row["ci95"], 4),
+            str(row["n"]),
             "yes" if row["distinguishable"] else "not distinguishable",
         ]
         for row in report["paired"]
     ]
     return [
         "## Differences between sample sets",
-        table(["score", "a", "b", "a − b", "95 % interval", "different?"], rows),
+        table(["score", "a", "b", "a − b", "95 % interval", "pairs", "different?"], rows),
     ]
 
 
