@@ -19,7 +19,8 @@ from pixart_core.recipe.schema import SampleStep
 
 
 @with_examples(
-    'pixart sample --checkpoint runs/quickstart/pipeline "a small red circle on a white background"',
+    "pixart sample --checkpoint runs/quickstart/pipeline --guidance-scale 2 "
+    '"a small red circle at the left on a white background"',
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts prompts.txt --seed 7",
     "pixart sample --checkpoint runs/quickstart/pipeline --prompts runs/quickstart/data_large "
     "--set sizes=[[80,112]] --set images_per_prompt=4",
