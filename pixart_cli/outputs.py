@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from pixart_core.artifacts.card import card_for, made_by, read_card
+from pixart_core.artifacts.card import card_for, made_by, read_card, what_differs
 from pixart_core.artifacts.publish import check_writable
 from pixart_core.errors import UserError
 from pixart_core.recipe.base import Strict
@@ -82,7 +82,10 @@ def check_output(command: str, output: Path, step: Strict) -> None:
         if card["kind"] not in artifact.kinds or maker != command:
             raise UserError(f"{output} holds {card['kind']} made by pixart {maker}; choose another --output")
         if artifact.replaces and not made_by(card, step):
-            raise UserError(f"{output} holds a result of other options or inputs; choose another --output")
+            how = what_differs(card, card_for(card["kind"], step, {}))
+            raise UserError(
+                f"{output} holds a result of other options or inputs{how}; choose another --output"
+            )
     elif output.is_dir() and not _unfinished(output, artifact):
         raise UserError(f"{output} is not empty and not made by pixart {command}; choose another --output")
     # A conversion is renamed into place, so the folder around it matters too.

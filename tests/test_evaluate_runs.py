@@ -120,6 +120,7 @@ def test_every_result_stands_under_its_protocol_and_pairs_are_compared(
     assert pairs["shapes exact"]["difference"] == 0.5
     assert pairs["shapes exact"]["distinguishable"]
     assert set(pairs) == {"shapes exact", *metrics} - {"shapes"}
+    assert f"| {pairs['shapes exact']['n']} | yes |" in undisturbed[1]["report.md"].decode()
     page = Page(undisturbed[1]["report.html"].decode())
     assert "script" not in page.tags
     for protocol in set(metrics) - {"shapes"}:

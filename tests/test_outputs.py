@@ -47,8 +47,10 @@ def test_a_result_of_other_options_is_not_replaced(tmp_path: Path) -> None:
     report = EvaluateStep(samples={"a": "b"})
     made = finish("report", report, tmp_path / "report")
     check_output("evaluate", made, report)
-    with pytest.raises(UserError, match="other options"):
+    with pytest.raises(UserError, match=r"other options or inputs \(seed 0 there, 1 here\)"):
         check_output("evaluate", made, EvaluateStep(samples={"a": "b"}, seed=1))
+    with pytest.raises(UserError, match=r"\(another samples\.a; another samples\.c\)"):
+        check_output("evaluate", made, EvaluateStep(samples={"a": "x", "c": "d"}))
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "transformer", ".git"])

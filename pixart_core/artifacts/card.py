@@ -21,6 +21,7 @@ from pixart_core.recipe.schema import source_fields
 
 CARD = "card.json"
 SCHEMA_VERSION = 1
+_SHORT = 80  # letters of two values that are told
 _FIELDS = {
     "kind": str,
     "options": dict,
@@ -111,6 +112,29 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 def made_by(card: Mapping[str, Any], step: BaseModel) -> bool:
     """Whether a raw card is that of what `step` makes: the same command, options, inputs and version."""
     return bool(card["fingerprint"] == card_for(card["kind"], step, {}).fingerprint)
+
+
+def what_differs(there: Mapping[str, Any], here: Card) -> str:
+    """` (seed 0 there, 3 here; another checkpoint)`: why a raw card is not `here`; empty if nothing tells.
+
+    What is too long for a line is named only.
+    """
+    names = sorted({*there["options"], *here.options})
+    pairs = [(name, _as_json(there["options"].get(name)), _as_json(here.options.get(name))) for name in names]
+    parts = [
+        f"{name} {before} there, {now} here" if len(before + now) <= _SHORT else f"other {name}"
+        for name, before, now in pairs
+        if before != now
+    ]
+    inputs = sorted({*there["inputs"], *here.inputs})
+    parts += [f"another {name}" for name in inputs if there["inputs"].get(name) != here.inputs.get(name)]
+    if there["pixart_version"] != here.pixart_version:
+        parts.append(f"pixart {there['pixart_version']} there, {here.pixart_version} here")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
 
 
 def fingerprint(value: Any) -> str:

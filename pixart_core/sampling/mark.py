@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from pixart_core.artifacts.card import Card
+from pixart_core.artifacts.card import Card, read_card, what_differs
 from pixart_core.artifacts.publish import write_text
 from pixart_core.artifacts.samples import IMAGES
 from pixart_core.errors import UserError
@@ -20,8 +20,10 @@ def refuse_others(output: Path, card: Card) -> None:
         if images.exists() and not (images.is_dir() and not any(images.iterdir())):
             raise UserError(f"{images} is not empty and not of this run; choose another output")
     elif begun != _name(card):
+        finished = read_card(output)
+        how = what_differs(finished, card) if finished else ""
         raise UserError(
-            f"{output} holds samples of another checkpoint or with other options; choose another output"
+            f"{output} holds samples of another checkpoint or with other options{how}; choose another output"
         )
 
 
