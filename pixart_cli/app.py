@@ -1,5 +1,6 @@
 """The `pixart` command: registers the commands and starts the one that was asked for."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,11 @@ for command in (caption, extract_features, train, sample, evaluate, convert, run
 
 
 def quieten() -> None:
-    """Let libraries speak only of what is wrong."""
+    """Let libraries speak only of what is wrong.
+
+    bitsandbytes tells at each start which kernel it does without.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)
 

@@ -104,17 +104,18 @@ def test_layer_by_layer_takes_the_memory_of_a_few_layers(pipeline, wide_encoder)
 
 @LINUX
 def test_only_what_is_mapped_from_a_file_is_let_go(tmp_path) -> None:
-    values = torch.randn(1000, 1000)
+    values = torch.randn(4000, 4000)
     save_file({"a": values}, tmp_path / "x.safetensors")
     mapped = load_file(tmp_path / "x.safetensors")["a"]
     watch = MemoryWatch(CPU)
+    free()  # what earlier tests left
     mapped.sum()
     with watch.phase("before"):
         pass
     assert let_go(mapped)
     with watch.phase("after"):
         pass
-    assert watch.peaks["before"].resident - watch.peaks["after"].resident > 0.9 * mapped.nbytes
+    assert watch.peaks["before"].resident - watch.peaks["after"].resident > mapped.nbytes / 2
     assert torch.equal(mapped, values)  # read again
     own = values.clone()
     assert not let_go(own)
