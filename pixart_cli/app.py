@@ -49,7 +49,8 @@ app = typer.Typer(
     epilog=examples(
         "pixart run quickstart",
         "pixart train --recipe quickstart --step stage2 learning_rate=1.0e-3",
-        'pixart sample --checkpoint runs/quickstart/pipeline "a small red circle on a white background"',
+        "pixart sample --checkpoint runs/quickstart/pipeline --guidance-scale 2 "
+        '"a small red circle at the left on a white background"',
     ),
 )
 def pixart(
