@@ -19,6 +19,7 @@ from pixart_core.evaluation.compbench.layout import read_any_samples
 from pixart_core.evaluation.compbench.parts import Parts
 from pixart_core.evaluation.compbench.score import Scoring, open_compbench
 from pixart_core.evaluation.distance_bench import distance_results, open_reference
+from pixart_core.evaluation.image_folder import refuse_without_prompts
 from pixart_core.evaluation.networks import Networks, check_networks, load_networks
 from pixart_core.evaluation.outcome import Outcome
 from pixart_core.evaluation.paired import pair_pictures
@@ -107,10 +108,13 @@ def plan_evaluation(step: EvaluateStep) -> dict[str, Any]:
 
 
 def _sample_sets(step: EvaluateStep) -> list[SampleSet]:
-    return [
+    sets = [
         read_any_samples(name, Path(str(source))).first(step.limit).of(step.whole.get(name))
         for name, source in step.samples.items()
     ]
+    for samples in sets:
+        refuse_without_prompts(samples, step.bench)
+    return sets
 
 
 def _open_compbench(

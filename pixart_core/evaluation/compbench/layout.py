@@ -13,11 +13,14 @@ from PIL import Image
 
 from pixart_core.artifacts.card import Card, fingerprint, read_card
 from pixart_core.artifacts.publish import staged_folder
+from pixart_core.artifacts.samples import SAMPLES as SAMPLES_FILE
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.errors import UserError
 from pixart_core.evaluation.compbench.prompts import Prompt, prompt_key
+from pixart_core.evaluation.image_folder import has_images, read_image_folder
 from pixart_core.evaluation.sample_set import SampleSet, read_sample_set
 from pixart_core.recipe.compbench import CATEGORIES
+from pixart_core.sampling.mark import STARTED
 
 SAMPLES = "samples"
 _NAME = re.compile(r"(?P<prompt>.+)_(?P<index>\d+)\.(?:png|jpe?g|webp)", re.IGNORECASE | re.DOTALL)
@@ -76,13 +79,16 @@ def is_official_layout(folder: Path) -> bool:
 
 
 def read_any_samples(name: str, folder: Path) -> SampleSet:
-    """What `pixart sample` made, or the benchmark's own folders of images.
+    """What `pixart sample` made, the benchmark's own folders of images, or any folder of images.
 
     Raises:
-        UserError: as `read_sample_set` and `read_official_layout`.
+        UserError: as `read_sample_set`, `read_official_layout` and `read_image_folder`.
     """
     if read_card(folder) is None and is_official_layout(folder):
         return read_official_layout(name, folder)
+    begun = (folder / STARTED).exists() or (folder / SAMPLES_FILE).exists()
+    if read_card(folder) is None and not begun and has_images(folder):
+        return read_image_folder(name, folder)
     return read_sample_set(name, folder)
 
 
