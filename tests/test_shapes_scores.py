@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from pixart_core.data.shapes import Scene, SceneObject, draw_scene, render_scene, scene_caption
 from pixart_core.errors import UserError
@@ -43,6 +43,21 @@ def test_slight_blur_and_noise_change_nothing() -> None:
         blurred = ndimage.gaussian_filter(image.astype(float), (0.8, 0.8, 0))
         worn.append(np.clip(blurred + random.normal(0, 10, image.shape), 0, 255).astype(np.uint8))
     assert share_exact(worn) >= 0.99
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_where_all_are_right_or_none_the_interval_is_that_of_a_share(count: int) -> None:
+    right = [detect_scene(image) for image in pictures()[:count]]
+    given = SCENES[:count], PROMPTS[:count]
+    groups = len(set(given[1]))
+    exactly = stats.binomtest(groups, groups).proportion_ci(method="exact")
+    score = score_shapes(given[0], right, given[1], seed=0)["exact"]
+    assert score["score"] == 1
+    assert score["ci95"][0] == pytest.approx(exactly.low - score["null"], abs=1e-4)
+    wrong = [detect_scene(np.full((64, 64, 3), 40, np.uint8))] * count
+    score = score_shapes(given[0], wrong, given[1], seed=0)["exact"]
+    assert score["score"] == 0
+    assert score["ci95"][1] == pytest.approx(1 - exactly.low - score["null"], abs=1e-4)
 
 
 def test_noise_is_unknown() -> None:

@@ -29,7 +29,8 @@ class Score:
         score: mean over the `n` samples that the metric applies to, in 0..1.
         null: the same for shuffled prompts.
         exact_minus_null: score - null.
-        ci95: bootstrap interval of `exact_minus_null`, prompts resampled.
+        ci95: bootstrap interval of `exact_minus_null`, prompts resampled; where all samples are right, or
+            none is, it goes as far as the exact interval of a share does.
     """
 
     score: float
@@ -207,7 +208,7 @@ def _score(
     bootstrap: int,
     seed: int,
 ) -> Score:
-    """Means, and the percentile interval of their difference over resampled groups of samples."""
+    """Means, and the interval of their difference over resampled groups of samples."""
 
     def group_sums(values: Float[np.ndarray, "rounds n"]) -> Float[np.ndarray, "two groups"]:
         """Sum and count of the applicable values of each group."""
@@ -222,6 +223,11 @@ def _score(
     weights = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), bootstrap)
     resampled = _ratio(np.einsum("kcg,bg->bkc", sums, weights))
     low, high = np.nanquantile(resampled[:, 0] - resampled[:, 1], [0.025, 0.975])
+    unseen = _unseen(int((sums[0, 1] > 0).sum()))
+    if means[0] == 1:
+        low = min(low, means[0] - means[1] - unseen)
+    elif means[0] == 0:
+        high = max(high, means[0] - means[1] + unseen)
     return Score(
         score=_rounded(means[0]),
         null=_rounded(means[1]),
@@ -229,6 +235,14 @@ def _score(
         ci95=(_rounded(low), _rounded(high)),
         n=int(np.isfinite(real).sum()),
     )
+
+
+def _unseen(groups: int) -> float:
+    """How frequent another outcome may be when all groups had the same one: resampling them never shows it.
+
+    The end of the exact 95 % interval of a share (Clopper & Pearson, 1934) at 0.
+    """
+    return 1 - 0.025 ** (1 / groups) if groups else 0.0
 
 
 def _ratio(sums: Float[np.ndarray, "... two"]) -> Float[np.ndarray, "..."]:
