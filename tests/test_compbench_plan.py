@@ -104,6 +104,22 @@ def test_missing_prompts_are_listed_with_the_rest(here: Path) -> None:
         draw_planned(found, Silent())
 
 
+def test_prompts_that_a_folder_lacks_are_missing_for_their_category_alone(here: Path) -> None:
+    (here / "prompts/spatial_val.txt").unlink()
+    found = plan()
+    assert (found.missing[0].part, found.missing[0].categories) == ("prompts", ("spatial",))
+    assert "prompts has no spatial_val.txt" in found.missing[0].fix
+    assert list(found.prompts) == ["non_spatial"]  # the only one that has its weights, as before
+    (here / "prompts/shape_val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"shape_val.txt: cannot be read as text"):
+        plan()
+
+
+def test_a_wrong_path_of_prompts_is_a_mistake(here: Path) -> None:
+    with pytest.raises(UserError, match=r"compbench.prompts: ./promts: no such file or folder"):
+        plan(prompts="./promts")
+
+
 def test_a_limit_takes_the_first_prompts_of_all_categories_alike(here: Path) -> None:
     chosen = options(official_layout="export", images_per_prompt=2)
     found = plan_compbench(chosen, Path("runs"), Path("samples"), limit=32)

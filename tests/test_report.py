@@ -176,7 +176,7 @@ def test_samples_without_truth_are_refused_by_shapes_and_shown_otherwise(
     ("options", "message"),
     [
         ({"samples": {"a": "missing"}}, "missing is not a folder"),
-        ({"bench": ("frechet",)}, "give reference"),
+        ({"bench": ("frechet",)}, "give --reference"),
         ({"runs": {"x": "missing"}}, "missing is not a folder"),
         ({"runs": {"x": "SAMPLES"}}, "expected checkpoint"),
     ],

@@ -111,10 +111,10 @@ def _of_reference(step: EvaluateStep) -> list[str]:
     if not asked:
         return []
     if step.reference is None:
-        return [f"bench {', '.join(asked)} compares with real images: give reference"]
+        return [f"bench {', '.join(asked)} compares with real images: give --reference"]
     source = str(step.reference)
     if "cmmd" in asked and is_statistics(source):
-        return ["bench cmmd compares with images, not statistics: give images as reference"]
+        return ["bench cmmd compares with images, not statistics: give images as --reference"]
     there = source.startswith("hf:") or Path(source).expanduser().exists() or expand_pattern(source)
     return [] if there else [f"reference: no such file or folder {source}"]
 

@@ -109,9 +109,9 @@ def model_is_missing(
     return Missing(f"{part} ({source})", _of(needed, categories), size_of(source), fix)
 
 
-def prompts_are_missing(categories: Collection[str], error: UserError) -> Missing:
-    """Neither a folder of prompts nor the data set of the hub is here."""
-    return Missing("prompts", tuple(categories), "less than 1 MB", f"{error}")
+def prompts_are_missing(categories: Collection[str], fix: str) -> Missing:
+    """Neither a folder with prompts of these categories nor the data set of the hub is here."""
+    return Missing("prompts", tuple(categories), "less than 1 MB", fix)
 
 
 def size_of(source: str) -> str:
@@ -136,6 +136,7 @@ def refuse_wrong_paths(options: CompBenchOptions) -> None:
         UserError: names the option.
     """
     named: Mapping[str, str | None] = {
+        "prompts": options.prompts,
         "blip": options.blip,
         "blip_tokenizer": options.blip_tokenizer,
         "clip": options.clip,
@@ -152,7 +153,8 @@ def refuse_wrong_paths(options: CompBenchOptions) -> None:
 
 
 def _may_be_hub_id(source: str) -> bool:
-    return bool(_HUB_ID.fullmatch(source)) and not source.endswith((".pth", ".pt", ".safetensors"))
+    is_path = source.startswith(".") or source.endswith((".pth", ".pt", ".safetensors"))
+    return bool(_HUB_ID.fullmatch(source)) and not is_path
 
 
 def _of(needed: Collection[str], categories: Collection[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pixart_core.evaluation.compbench.missing import Missing, prompts_are_missin
 from pixart_core.evaluation.compbench.prompts import Prompt, read_prompts
 from pixart_core.progress import Progress
 from pixart_core.recipe.chain import Runner
-from pixart_core.recipe.compbench import CompBenchOptions
+from pixart_core.recipe.compbench import CompBenchOptions, prompt_categories
 from pixart_core.recipe.schema import SampleStep
 
 _TEXT_TO_IMAGE = "PixArtTransformer2DModel"
@@ -106,11 +106,8 @@ def plan_compbench(
     """
     checkpoint, made = newest_checkpoint(runs)
     missing, downloads = absent_parts(options)
-    prompts: Mapping[str, Sequence[Prompt]] = {}
-    try:
-        prompts = read_prompts(options.prompts, options.categories)
-    except UserError as error:
-        missing = [prompts_are_missing(options.categories, error), *missing]
+    prompts, without = _prompts(options)
+    missing = [*without, *missing]
     lacking = {category for part in missing for category in part.categories}
     if options.official_layout is None:
         prompts = {category: texts for category, texts in prompts.items() if category not in lacking}
@@ -138,6 +135,25 @@ def plan_compbench(
         tuple(downloads),
         step,
     )
+
+
+def _prompts(options: CompBenchOptions) -> tuple[Mapping[str, Sequence[Prompt]], list[Missing]]:
+    """(prompts by category, those that are not here).
+
+    Raises:
+        UserError: a file of prompts that cannot be read.
+    """
+    folder, wanted = Path(options.prompts).expanduser(), options.categories
+    if not folder.is_dir():
+        try:
+            return read_prompts(options.prompts, wanted), []
+        except UserError as error:
+            return {}, [prompts_are_missing(wanted, str(error))]
+    here = [category for category in wanted if category in prompt_categories(folder)]
+    absent = [category for category in wanted if category not in here]
+    files = ", ".join(f"{category}_val.txt" for category in absent)
+    fix = f"{folder} has no {files}; it is to be the benchmark's examples/dataset, or a copy"
+    return read_prompts(options.prompts, here), [prompts_are_missing(absent, fix)] if absent else []
 
 
 def draw_planned(plan: CompBenchPlan, progress: Progress, draw: Runner | None = None) -> Path:
