@@ -16,6 +16,7 @@ from pixart_cli.commands.extract_features import extract_features
 from pixart_cli.commands.run import run
 from pixart_cli.commands.sample import sample
 from pixart_cli.commands.train import train
+from pixart_cli.ending import ending_at_once
 from pixart_cli.errors import fail, user_errors
 from pixart_cli.options import examples
 from pixart_core import __version__
@@ -88,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """
     quieten()
     join_slurm()
-    with user_errors():
+    with ending_at_once(), user_errors():
         try:
             code = get_command(app).main(args=args, prog_name="pixart", standalone_mode=False)
         except typer.Abort:
@@ -99,4 +100,4 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             if message is None:
                 raise
             fail(f"{message()} (see pixart --help)", 2)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(code if isinstance(code, int) else 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pixart_cli.app import quieten
 from pixart_cli.console import RichProgress
+from pixart_cli.ending import ending_at_once
 from pixart_cli.errors import UNFINISHED, user_errors
 from pixart_cli.launching import COMMANDS
 from pixart_cli.runners import runner
@@ -26,6 +27,11 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 def main(folder: Path, parent: int) -> None:
     """Do the job in `folder`, leave there what the parent shall tell, and exit with its code."""
+    with ending_at_once():
+        _work(folder, parent)
+
+
+def _work(folder: Path, parent: int) -> None:
     _end_with(parent)
     # Until a training listens to it, Ctrl-C ends this process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
