@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from pixart_core.encoders.caption_rows import Description
 from pixart_core.encoders.pretrained import locate, quiet, refuse_missing
+from pixart_core.encoders.quantised import quantised_arguments
 from pixart_core.errors import PixartError, UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -51,8 +52,8 @@ class VisionLanguageModel:
         processor = load_processor(source)
         options: dict[str, Any] = {"dtype": torch.float32 if device.type == "cpu" else DTYPES[dtype]}
         if quantization is not None:
-            config = _quantization_config(quantization, device, options["dtype"])
-            options |= {"quantization_config": config, "device_map": {"": device}}
+            _check_quantization(quantization, device)
+            options |= quantised_arguments(quantization, device, options["dtype"])
         with _loading(source):
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 **locate(source, "captioner"), **options, output_loading_info=True
@@ -229,16 +230,11 @@ def _image_tokens(processor: Any, sizes: set[tuple[int, int]]) -> Mapping[tuple[
         return dict.fromkeys(ordered, 0)
 
 
-def _quantization_config(kind: Quantization, device: torch.device, dtype: torch.dtype) -> Any:
+def _check_quantization(kind: Quantization, device: torch.device) -> None:
     if device.type != "cuda":
         raise UserError(f"quantization {kind} needs a GPU; this is {device.type}")
     if find_spec("bitsandbytes") is None:
         raise UserError(f"quantization {kind} needs bitsandbytes: pip install 'pixart[quant]'")
-    from transformers import BitsAndBytesConfig
-
-    if kind == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from markupsafe import Markup
 from PIL import Image
 
+from pixart_core.artifacts.pages import page_environment
 from pixart_core.artifacts.publish import write_json, write_text
 from pixart_core.artifacts.samples import SampleRecord
 from pixart_core.evaluation.charts import loss_chart
@@ -45,14 +45,7 @@ def write_report(report: Mapping[str, Any], sets: Sequence[SampleSet], output: P
 
 def render_page(report: Mapping[str, Any], sets: Sequence[SampleSet]) -> str:
     """The page as text."""
-    # Prompts and names come from anywhere: everything is escaped but the charts made here.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(TEMPLATES)
     environment.filters |= {"decimals": _decimals, "duration": _duration, "yaml": _yaml, "percent": _percent}
     environment.filters["interval"] = _interval
     return environment.get_template("report.html.j2").render(

@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pixart_core import __version__
+from pixart_core.artifacts.pages import page_environment
 from pixart_core.artifacts.provenance import Provenance
 from pixart_core.artifacts.publish import write_text
 from pixart_core.artifacts.samples import SampleRecord
@@ -63,14 +63,7 @@ def render_gallery(records: Sequence[SampleRecord], settings: Mapping[str, Any])
     Args:
         settings: what all images have in common, as `Settings` names it.
     """
-    # Prompts come from anywhere: everything is escaped but the script and the style from here.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(TEMPLATES)
     environment.filters["clean"] = _clean
     rows = [_facts(record) for record in records]
     common = {name: rows[0][name] for name in rows[0] if len({row[name] for row in rows}) == 1}

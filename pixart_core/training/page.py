@@ -91,17 +91,11 @@ class Page:
                     points[:] = binned(points, KEPT // 2)
 
     def _render(self, run: Run, state: str) -> str:
-        import jinja2  # only who writes a page waits for it
-        from markupsafe import Markup
+        from markupsafe import Markup  # only who writes a page waits for it
 
-        # Prompts come from anywhere: everything is escaped but the charts and the script made here.
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(TEMPLATES),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        from pixart_core.artifacts.pages import page_environment
+
+        environment = page_environment(TEMPLATES)
         validated = read_rows(run.output / VALIDATION)
         charts = curve_charts(run.step, self.curves, validated)
         script = (TEMPLATES / "refresh.js").read_text(encoding="utf-8")
